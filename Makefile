@@ -1,0 +1,53 @@
+# The two commands: `make demo` and `make test`, as root, on a fresh Debian or Ubuntu.
+SHELL := /bin/bash
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := clang libbpf-dev libc6-dev gcc make python3-venv nftables libnftables1 iproute2 \
+	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64
+SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/datapath/*.h \
+	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h)
+PYTEST_WORKERS ?= 2
+
+.PHONY: help system build demo test lint format clean
+
+help: ## Show what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+system: ## Install what comes from the distribution
+	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q '^install ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then echo "installing" $$missing; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+
+$(VENV)/.installed: pyproject.toml setup.py
+	@$(MAKE) --no-print-directory system
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[test,dev]'
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	@$(MAKE) --no-print-directory system
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_native
+	@touch $@
+
+build: $(VENV)/.built ## Compile and install into .venv
+
+demo: build ## Show jobs in networks of their own, and compare with captures (KEEP=1 keeps it up)
+	$(BIN)/python -m tests.lab.demo $(if $(KEEP),--keep)
+
+test: build ## Run every test
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
+
+lint: build ## Style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
+
+format: build ## Rewrite in house style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+clean: ## Remove what was built
+	rm -rf $(VENV) build *.egg-info lark_agent/rpc/lark lark_agent/hooks/native/bin lark_agent/datapath/*.o

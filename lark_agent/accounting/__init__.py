@@ -1,0 +1,1 @@
+"""From kernel counters to durable usage records."""

@@ -1,0 +1,1 @@
+"""Command lines: `lark` for people, `lark-agent` and `lark-collector` for services."""

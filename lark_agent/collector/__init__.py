@@ -1,0 +1,1 @@
+"""The pool side: takes the reports of the workers, stores them, answers questions."""

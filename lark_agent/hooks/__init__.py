@@ -1,0 +1,1 @@
+"""What meets the batch systems: the native wrapper and the ways jobs are named."""

@@ -1,0 +1,1 @@
+"""Thin typed doors to the kernel; they know no jobs and import nothing from above."""

@@ -1,0 +1,1 @@
+"""The wire between agents, collectors and people; `rpc.lark` is generated from protos/."""

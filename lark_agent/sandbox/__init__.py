@@ -1,0 +1,1 @@
+"""Network sandboxes: build, pool, claim, dismantle."""

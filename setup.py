@@ -1,0 +1,142 @@
+"""Build steps that setuptools does not know: eBPF object, native wrapper, rpc code.
+
+Everything is built from the tree by `pip install .` (and in place by `pip install -e .` or
+`python setup.py build_native`), so that an installed package runs without compilers:
+
+* ``lark_agent/datapath/job.bpf.o`` by ``clang -target bpf``; only UAPI headers are needed;
+* ``lark_agent/hooks/native/bin/lark-run`` and ``lark-enter`` by the C compiler, hardened;
+* ``lark_agent/rpc/lark/v1/*_pb2*.py`` by protoc from ``protos/``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import ClassVar
+
+from setuptools import Command, setup
+from setuptools.command.build import build
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = ROOT / "lark_agent"
+
+WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Werror"]
+# Static, because the wrapper's start is on every job's critical path and must not depend on the
+# job's library path; -fanalyzer is gcc's.
+HARDENING = [
+    "-std=gnu17", "-O2", "-fstack-protector-strong", "-fstack-clash-protection", "-fcf-protection",
+    "-D_FORTIFY_SOURCE=2", "-static-pie", "-fPIE", "-Wl,-z,relro,-z,now,-z,noexecstack", "-s",
+]  # fmt: skip
+
+
+class BuildNative(Command):
+    """Compile what is not Python into the package directory."""
+
+    description = "compile the eBPF object, the wrapper and the rpc code"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+    editable_mode = False
+
+    def initialize_options(self) -> None:
+        """Have no options."""
+        self.build_lib: str | None = None
+
+    def finalize_options(self) -> None:
+        """Take the build directory from `build`."""
+        self.set_undefined_options("build_py", ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        """Build into the source tree, then copy into the wheel unless the install is editable."""
+        built = [*build_bpf(), *build_wrapper(), *build_rpc()]
+        if not self.editable_mode and self.build_lib:
+            for path in built:
+                target = Path(self.build_lib) / path.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, target)
+
+    def get_outputs(self) -> list[str]:
+        """List nothing: the copies are package data."""
+        return []
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Map nothing: see get_outputs."""
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        """Name what must be in a source distribution."""
+        patterns = ("datapath/*.c", "datapath/*.h", "hooks/native/*.c", "hooks/native/*.h")
+        native = [str(p.relative_to(ROOT)) for pattern in patterns for p in PACKAGE.glob(pattern)]
+        return native + [str(p.relative_to(ROOT)) for p in (ROOT / "protos").rglob("*.proto")]
+
+
+def build_bpf() -> list[Path]:
+    """Compile the datapath for the BPF machine; debug information carries the map types (BTF)."""
+    source, target = PACKAGE / "datapath" / "job.bpf.c", PACKAGE / "datapath" / "job.bpf.o"
+    clang = os.environ.get("CLANG", "clang")
+    # asm/types.h lives in the multiarch directory, which clang leaves out for a foreign target
+    include = f"/usr/include/{sysconfig.get_config_var('MULTIARCH')}"
+    run(clang, "-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror",
+        f"-I{include}", "-c", source, "-o", target)  # fmt: skip
+    return [target]
+
+
+def build_wrapper() -> list[Path]:
+    """Compile lark-run (unprivileged) and lark-enter (which gets the file capability)."""
+    native = PACKAGE / "hooks" / "native"
+    (native / "bin").mkdir(exist_ok=True)
+    compiler = os.environ.get("CC", "cc")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    analyzer = [] if "clang" in version.stdout else ["-fanalyzer"]
+    built = []
+    for name in ("lark-run", "lark-enter"):
+        target = native / "bin" / name
+        run(compiler, *WARNINGS, *analyzer, *HARDENING, native / f"{name}.c", "-o", target)
+        built.append(target)
+    return built
+
+
+def build_rpc() -> list[Path]:
+    """Generate messages, services and their types; anchor the imports below lark_agent.rpc."""
+    import grpc_tools  # noqa: PLC0415  a build requirement, absent when setup.py is only queried
+    from grpc_tools import protoc  # noqa: PLC0415  as above
+
+    rpc = PACKAGE / "rpc"
+    protos = sorted((ROOT / "protos").rglob("*.proto"))
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    arguments = ["protoc", f"-I{ROOT / 'protos'}", f"-I{well_known}", f"--python_out={rpc}",
+                 f"--grpc_python_out={rpc}", f"--mypy_out={rpc}",
+                 f"--mypy_grpc_out={rpc}"]  # fmt: skip
+    if protoc.main([*arguments, *map(str, protos)]) != 0:
+        raise SystemExit("protoc failed on protos/")
+    for folder in (rpc / "lark", rpc / "lark" / "v1"):
+        (folder / "__init__.py").write_text('"""Generated from protos/ by setup.py."""\n')
+    built = sorted((rpc / "lark").rglob("*.py*"))
+    for path in (p for p in built if p.suffix in {".py", ".pyi"}):
+        text = path.read_text()
+        text = re.sub(
+            r"^from lark\.v1 import", "from lark_agent.rpc.lark.v1 import", text, flags=re.M
+        )
+        text = re.sub(
+            r"^import lark\.v1\.(\w+)$", r"import lark_agent.rpc.lark.v1.\1", text, flags=re.M
+        )
+        text = re.sub(r"(?<![\w.])lark\.v1\.(\w+_pb2)", r"lark_agent.rpc.lark.v1.\1", text)
+        path.write_text(text)
+    return [p for p in built if p.suffix in {".py", ".pyi"}]
+
+
+def run(*command: object) -> None:
+    """Run a compiler, showing its command line when it fails."""
+    words = [str(word) for word in command]
+    try:
+        subprocess.run(words, check=True)
+    except FileNotFoundError as error:
+        raise SystemExit(f"cannot build: {words[0]} is not installed") from error
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(f"build failed: {' '.join(words)}") from error
+
+
+build.sub_commands = [*build.sub_commands, ("build_native", None)]
+setup(cmdclass={"build_native": BuildNative})
