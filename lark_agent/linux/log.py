@@ -1,0 +1,93 @@
+"""Logs of the services: one line of key=value pairs an event, on standard error.
+
+`setup` routes structlog and the standard library's loggers (grpc, asyncio) into one format. Under
+systemd, standard error is the journal's: JOURNAL_STREAM names its device and inode, and each line
+then starts with `<N>`, the syslog priority that journald takes off again (sd-daemon(3)), and has
+no time, since the journal keeps its own. Elsewhere a line starts with the UTC time.
+
+Values may come from jobs and peers. Whatever is not printable is escaped, so that nobody forges a
+second line or a terminal's control sequence.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""Names of levels as syslog priorities (RFC 5424, 6.2.1)."""
+
+
+def setup(*, verbose: bool = False) -> None:
+    """Send every log line to standard error; debug lines only if verbose."""
+    journal = _stderr_is_journal()
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.format_exc_info,
+        _printable,
+    ]
+    if not journal:
+        shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            _Line(prefixed=journal),
+        ],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    # these tell of every poll and call at debug level
+    for library in ("asyncio", "grpc"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+
+
+class _Line:
+    """Renders one event: priority or time, level, event, then the other pairs in order."""
+
+    def __init__(self, *, prefixed: bool) -> None:
+        self._prefixed = prefixed
+        self._pairs = structlog.processors.LogfmtRenderer(
+            key_order=["timestamp", "level", "event"], drop_missing=True, bool_as_flag=False
+        )
+
+    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
+        level = str(event.get("level", "info"))
+        line = self._pairs(logger, name, event)
+        return f"<{PRIORITIES.get(level, 6)}>{line}" if self._prefixed else line
+
+
+def _printable(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """Escape what is not printable, line ends included."""
+    return {
+        key: value
+        if isinstance(value, (int, float, bool))
+        else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(value))
+        for key, value in event.items()
+    }
+
+
+def _stderr_is_journal() -> bool:
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        stderr = os.fstat(2)
+    except OSError:
+        return False
+    return (device, inode) == (str(stderr.st_dev), str(stderr.st_ino))
