@@ -1,0 +1,122 @@
+"""The lab's files: the machine's own tree, with everything that is state replaced.
+
+The mount namespace is private, so what is mounted here is seen by the lab only and is gone with
+its last process. `/proc` and `/sys` are remounted because they show the namespaces of whoever
+mounted them; `/run` and `/var/lib` are empty tmpfs (not nosuid: the wrapper's file capability must
+work, as it would on a worker's disk); `/etc` is an overlay, so that users, resolver and
+`/etc/lark` can be changed freely, whatever kind of file they are on this machine. `/tmp` and the
+source tree are the machine's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+NATIVE = ROOT / "lark_agent" / "hooks" / "native" / "bin"
+WRAPPERS = Path("/run/lark-bin")
+"""Where the lab keeps lark-run and lark-enter."""
+STATE = Path("/run/lab")
+"""The lab's own files."""
+ADMIN_GROUP = ("lark-admin", 1100)
+
+MS_REC, MS_PRIVATE = 0x4000, 1 << 18
+# Linux uapi, capability.h: revision 2 with the effective bit, permitted and inheritable words
+VFS_CAP_REVISION_2_EFFECTIVE = 0x02000001
+CAP_SYS_ADMIN = 21
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """An account of the lab; its group has the same name and number."""
+
+    name: str
+    uid: int
+    groups: tuple[int, ...] = ()
+
+    @property
+    def home(self) -> str:
+        """The home directory, inside the lab."""
+        return "/root" if self.uid == 0 else str(STATE / "home" / self.name)
+
+
+ACCOUNTS = (
+    User("root", 0),
+    User("alice", 1001),
+    User("bob", 1002),
+    User("carol", 1003, (ADMIN_GROUP[1],)),
+)
+USERS = {user.name: user for user in ACCOUNTS}
+
+
+def build(nameserver: str) -> None:
+    """Mount and fill everything; called once, by the lab's process 1."""
+    _mount("none", "/", None, MS_REC | MS_PRIVATE)
+    _mount("proc", "/proc", "proc")
+    _mount("sysfs", "/sys", "sysfs")
+    _mount("bpf", "/sys/fs/bpf", "bpf")
+    _mount("cgroup2", "/sys/fs/cgroup", "cgroup2")
+    _mount("tmpfs", "/run", "tmpfs", data="mode=755")
+    _mount("tmpfs", "/var/lib", "tmpfs", data="mode=755")
+    for name in ("etc", "etc-work", "bin", "notify", "jobs", "home"):
+        (STATE / name).mkdir(parents=True)
+    layers = f"lowerdir=/etc,upperdir={STATE / 'etc'},workdir={STATE / 'etc-work'}"
+    _mount("overlay", "/etc", "overlay", data=layers)
+    _write_etc(nameserver)
+    for user in ACCOUNTS[1:]:
+        Path(user.home).mkdir(mode=0o700)
+        os.chown(user.home, user.uid, user.uid)
+    _install_wrappers()
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
+    """Call mount(2); needs CAP_SYS_ADMIN, which is why the lab is root's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    words = [text.encode() if text else None for text in (source, target, kind, data)]
+    if libc.mount(words[0], words[1], words[2], flags, words[3]) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot mount {kind or 'flags'} on {target}: {os.strerror(number)}")
+
+
+def _write_etc(nameserver: str) -> None:
+    etc = Path("/etc")
+    for name in ("resolv.conf", "hosts"):
+        (etc / name).unlink(missing_ok=True)  # may be a link to what /run no longer has
+    (etc / "resolv.conf").write_text(f"nameserver {nameserver}\n")
+    (etc / "hosts").write_text("127.0.0.1 localhost worker1\n::1 localhost\n")
+    accounts = [f"{u.name}:x:{u.uid}:{u.uid}::{u.home}:/bin/sh" for u in ACCOUNTS[1:]]
+    groups = [f"{u.name}:x:{u.uid}:" for u in ACCOUNTS[1:]]
+    members = ",".join(u.name for u in ACCOUNTS if ADMIN_GROUP[1] in u.groups)
+    groups.append(f"{ADMIN_GROUP[0]}:x:{ADMIN_GROUP[1]}:{members}")
+    _merge(etc / "passwd", accounts)
+    _merge(etc / "group", groups)
+
+
+def _merge(file: Path, lines: list[str]) -> None:
+    """Add accounts; the machine's own with the same name or number give way."""
+    ours = [line.split(":") for line in lines]
+    names, numbers = {fields[0] for fields in ours}, {fields[2] for fields in ours}
+    kept = [
+        line
+        for line in file.read_text().splitlines()
+        if line.count(":") < 2
+        or (line.split(":")[0] not in names and line.split(":")[2] not in numbers)
+    ]
+    file.write_text("\n".join([*kept, *lines]) + "\n")
+
+
+def _install_wrappers() -> None:
+    """Install what was built as a package would: lark-enter alone may enter namespaces."""
+    WRAPPERS.mkdir()
+    for program in NATIVE.glob("lark-*"):
+        shutil.copy(program, WRAPPERS / program.name)
+        (WRAPPERS / program.name).chmod(0o755)
+    enter = WRAPPERS / "lark-enter"
+    if enter.exists():
+        words = (VFS_CAP_REVISION_2_EFFECTIVE, 1 << CAP_SYS_ADMIN, 0, 0, 0)
+        os.setxattr(enter, "security.capability", struct.pack("<5I", *words))

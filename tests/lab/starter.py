@@ -1,0 +1,123 @@
+"""The batch system's process on the worker: starts one job through the wrapper and watches it.
+
+It does what condor_starter or slurmstepd do at the last moment, no more: make the scratch
+directory, write the ads (owned by the job's user, as the real ones are), set the environment that
+names the job, fork, become the user, change to the scratch directory, exec the wrapper with the
+job as its arguments. It stays the job's parent, is root's, and there is one per job: that is how
+an agent tells the batch system's word from the user's.
+
+`plain` is what a user does at a prompt: the wrapper's parent is the user's own process, between
+the job and this one.
+
+Orders come as JSON on stdin; the report goes to /run/lab/jobs/NUMBER.json. Runs without the
+tests' package: standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+WRAPPER_ERROR = ".job_wrapper_failure"
+
+
+def main() -> None:
+    """Run one job."""
+    orders: dict[str, Any] = json.load(sys.stdin)
+    scratch = prepare_scratch(orders)
+    env = {
+        "PATH": "/run/lab/bin:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8",
+        **naming(orders, scratch), **orders["env"],
+    }  # fmt: skip
+    command = [*([orders["wrapper"]] if orders["wrapper"] else []), *orders["command"]]
+    started = time.monotonic_ns()
+    pid = os.fork()
+    if pid == 0:
+        become_job(orders, scratch, command, env)
+    _, status = os.waitpid(pid, 0)
+    seconds = (time.monotonic_ns() - started) / 1e9
+    error = scratch / WRAPPER_ERROR
+    report = {
+        "status": os.waitstatus_to_exitcode(status),
+        "seconds": seconds,
+        "scratch": str(scratch),
+        "wrapper_error": error.read_text() if error.is_file() else "",
+    }
+    file = Path("/run/lab/jobs") / f"{orders['number']}.json"
+    file.write_text(json.dumps(report))
+
+
+def prepare_scratch(orders: dict[str, Any]) -> Path:
+    """Make the job's directory, with its ads where there are any."""
+    scratch = Path("/var/lib/condor/execute") / f"dir_{os.getpid()}"
+    scratch.mkdir(parents=True, mode=0o700)
+    scratch.chmod(0o700)
+    if orders["scheduler"] == "htcondor":
+        for name, text in ((".job.ad", "job_ad"), (".machine.ad", "machine_ad")):
+            (scratch / name).write_text(orders[text])
+            os.chown(scratch / name, orders["uid"], orders["groups"][0])
+    os.chown(scratch, orders["uid"], orders["groups"][0])
+    return scratch
+
+
+def naming(orders: dict[str, Any], scratch: Path) -> dict[str, str]:
+    """Return the environment by which the batch system names the job."""
+    user, number = orders["user"], orders["number"]
+    if orders["scheduler"] == "htcondor":
+        return {
+            "_CONDOR_JOB_AD": str(scratch / ".job.ad"),
+            "_CONDOR_MACHINE_AD": str(scratch / ".machine.ad"),
+            "_CONDOR_SCRATCH_DIR": str(scratch),
+            "_CONDOR_SLOT": f"slot1_{number}",
+            "_CONDOR_WRAPPER_ERROR_FILE": str(scratch / WRAPPER_ERROR),
+            "CONDOR_STARTER_PID": str(os.getpid()),
+            "TMPDIR": str(scratch),
+        }
+    shared = {"HOME": orders["home"], "USER": user, "LOGNAME": user}
+    if orders["scheduler"] == "plain":
+        return shared
+    return {
+        **shared,
+        "SLURM_JOB_ID": str(number), "SLURM_JOBID": str(number), "SLURM_JOB_USER": user,
+        "SLURM_JOB_UID": str(orders["uid"]), "SLURM_JOB_ACCOUNT": "physics",
+        "SLURM_JOB_NAME": Path(orders["command"][0]).name, "SLURM_CLUSTER_NAME": "campus",
+        "SLURMD_NODENAME": "worker1", "SLURM_PROCID": "0", "SLURM_STEP_ID": "0",
+    }  # fmt: skip
+
+
+def become_job(
+    orders: dict[str, Any], scratch: Path, command: list[str], env: dict[str, str]
+) -> None:
+    """Exec the job as its user; never returns."""
+    try:
+        os.setsid()
+        os.setgroups(orders["groups"])
+        os.setgid(orders["groups"][0])
+        os.setuid(orders["uid"])
+        os.umask(orders["umask"])
+        os.chdir(scratch)
+        if orders["scheduler"] == "plain":
+            pass_on_child()
+        os.execvpe(command[0], command, env)
+    except OSError as error:
+        os.write(2, f"starter: cannot run {command}: {error}\n".encode())
+    os._exit(127)
+
+
+def pass_on_child() -> None:
+    """Fork; the parent, the user's own shell as it were, ends as the child ends."""
+    pid = os.fork()
+    if pid == 0:
+        return
+    _, status = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(status):
+        os._exit(128 + os.WTERMSIG(status))
+    os._exit(os.WEXITSTATUS(status))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""The lab's network: a worker, a router, a campus server and an internet server.
+
+::
+
+    worker uplink0 ────── worker0 router campus0 ────── eth0 campus
+      192.0.2.10            .1      │      198.51.100.1       .10
+      2001:db8:1::10       ::1      └ internet0 ──────── eth0 internet
+                                      203.0.113.1         .10
+
+The worker is the network namespace of the lab's process 1; the others are named namespaces made
+by `ip netns`, so that `ip netns exec campus ...` works for whoever looks around. Addresses are
+from the documentation ranges and never leave the namespaces.
+
+**Who segments where.** The worker keeps every offload a real one has, so its stack and the
+datapath meet super-packets: TSO and UDP_SEGMENT outwards, GRO inwards (`uplink0` gro on). The far
+hosts and the router's interfaces towards them have segmentation and GRO off: the router cuts
+super-packets before they reach a far host, far hosts send single packets, and a capture at
+`eth0` of a far host sees what a wire would carry, in both directions.
+
+Duplicate address detection is off on these links (not on what an agent makes later), or each lab
+would take two seconds to start.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import threading
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLONE_NEWNET = 0x40000000
+NAMED = Path("/run/netns")
+WIRE = ("tso", "gso", "gro", "tx-udp-segmentation")
+"""Features that would show a capture something else than the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """One host and its address; `network` is the third group of its IPv6 addresses."""
+
+    name: str
+    interface: str
+    ipv4: str
+    ipv6: str
+
+    @property
+    def gateway4(self) -> str:
+        """The router's address on this host's link."""
+        return self.ipv4.rpartition(".")[0] + ".1"
+
+    @property
+    def gateway6(self) -> str:
+        """The router's address on this host's link."""
+        return self.ipv6.rpartition(":")[0] + ":1"
+
+
+WORKER = Host("worker", "uplink0", "192.0.2.10", "2001:db8:1::10")
+CAMPUS = Host("campus", "eth0", "198.51.100.10", "2001:db8:2::10")
+INTERNET = Host("internet", "eth0", "203.0.113.10", "2001:db8:3::10")
+FAR = (CAMPUS, INTERNET)
+ROUTER = "router"
+HOSTS = ("worker", ROUTER, "campus", "internet")
+
+
+def namespace(host: str) -> str:
+    """Return the path of a host's network namespace, as seen inside the lab."""
+    if host not in HOSTS:
+        raise ValueError(f"no host '{host}' in the lab; there are {', '.join(HOSTS)}")
+    return "/proc/1/ns/net" if host == WORKER.name else str(NAMED / host)
+
+
+def enter(host: str) -> None:
+    """Move the calling thread to a host's network namespace; needs CAP_SYS_ADMIN for setns(2)."""
+    with Path(namespace(host)).open("rb") as file:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(file.fileno(), CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"cannot enter host {host}: {os.strerror(number)}")
+
+
+def build(*, ipv6: bool, mtu: int) -> None:
+    """Make hosts, links, addresses and routes; called once, by the lab's process 1."""
+    _ip(
+        "link set lo up",
+        *(f"netns add {name}" for name in HOSTS[1:]),
+        f"link add uplink0 mtu {mtu} type veth peer name worker0 netns {ROUTER} mtu {mtu}",
+    )
+    _at(ROUTER, partial(_ip, *(_far_link(host) for host in FAR)))
+    for name in HOSTS:
+        _at(name, _settle_at_once)
+    _at(ROUTER, partial(_configure_router, ipv6))
+    for host in (WORKER, *FAR):
+        _at(host.name, partial(_configure_host, host, ipv6))
+
+
+def _far_link(host: Host) -> str:
+    return f"link add {host.name}0 type veth peer name {host.interface} netns {host.name}"
+
+
+def _settle_at_once() -> None:
+    """Make addresses usable at once, and keep the namespace's own chatter off the wire."""
+    for interface in Path("/proc/sys/net/ipv6/conf").iterdir():
+        if interface.name in {"all", "default", "lo"}:
+            continue
+        for key in ("accept_dad", "accept_ra", "router_solicitations"):
+            (interface / key).write_text("0")
+
+
+def _configure_router(ipv6: bool) -> None:
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
+    commands = ["link set lo up"]
+    for host in (WORKER, *FAR):
+        commands.append(f"address add {host.gateway4}/24 dev {host.name}0")
+        if ipv6:
+            commands.append(f"address add {host.gateway6}/64 dev {host.name}0 nodad")
+        commands.append(f"link set {host.name}0 up")
+    _ip(*commands)
+    for host in FAR:
+        _offloads(f"{host.name}0", "off", *WIRE)
+
+
+def _configure_host(host: Host, ipv6: bool) -> None:
+    commands = ["link set lo up", f"address add {host.ipv4}/24 dev {host.interface}"]
+    if ipv6:
+        commands.append(f"address add {host.ipv6}/64 dev {host.interface} nodad")
+    commands += [
+        f"link set {host.interface} up",
+        f"route add default via {host.gateway4} dev {host.interface}",
+    ]
+    if ipv6:
+        commands.append(f"route add ::/0 via {host.gateway6} dev {host.interface}")
+    _ip(*commands)
+    if host is WORKER:
+        _offloads(host.interface, "on", "gro")
+    else:
+        _offloads(host.interface, "off", *WIRE)
+
+
+def _at(host: str, work: Callable[[], None]) -> None:
+    """Do `work` in a host's namespace, in a thread of its own that ends there."""
+    errors: list[Exception] = []
+
+    def there() -> None:
+        try:
+            enter(host)
+            work()
+        except (OSError, subprocess.CalledProcessError) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=there)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def _ip(*commands: str) -> None:
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
+
+
+def _offloads(interface: str, state: str, *features: str) -> None:
+    pairs = [word for feature in features for word in (feature, state)]
+    subprocess.run(["ethtool", "-K", interface, *pairs], check=True, stdout=subprocess.DEVNULL)
