@@ -1,0 +1,133 @@
+"""The real machine, as a `Probe`.
+
+Every door is opened only when a check goes through it, so that a missing library or a stopped
+agent is a finding instead of the end of the command.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import grp
+import os
+import platform
+import shutil
+import socket
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lark_agent import hooks
+from lark_agent.cli import asking
+from lark_agent.cli.doctor.probe import Probe
+from lark_agent.config import AGENT_FILE, AgentSettings, load
+from lark_agent.errors import ConfigurationError
+from lark_agent.linux import libc, namespaces, nftables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
+
+INSTALLED = (
+    Path("/usr/libexec/lark"),
+    Path("/usr/lib/lark"),
+    Path("/usr/local/libexec/lark"),
+    Path(hooks.__file__).parent / "native" / "bin",
+)
+"""Where lark-run is looked for after PATH."""
+
+TRIAL = """
+table inet lark_doctor {
+  chain postrouting {
+    type nat hook postrouting priority srcnat;
+    ip saddr 192.0.2.1 meta l4proto tcp masquerade to :1024-2047
+    ip6 saddr 2001:db8::1 meta l4proto tcp masquerade to :1024-2047
+  }
+}
+"""
+
+
+def probe(config: Path | None, agent: str | None) -> Probe:
+    """Open this machine; `agent` is the agent's socket if the caller named one."""
+    settings, problem = AgentSettings(), ""
+    try:
+        settings = load(AgentSettings, config, AGENT_FILE)
+    except ConfigurationError as error:
+        problem = str(error)
+    where = agent or f"{settings.paths.run}/agent.sock"
+
+    @cache
+    def status() -> GetStatusResponse:
+        with asking.connect(where) as asker:
+            return asker.status()
+
+    return Probe(
+        settings=settings,
+        problem=problem,
+        root=Path("/"),
+        is_root=os.geteuid() == 0,
+        release=platform.release(),
+        features=lambda: _features(settings),
+        load_library=ctypes.CDLL,
+        nft=nftables.run,
+        try_namespace=lambda: namespaces.in_thread(_trial),
+        connect=_connect,
+        agents=_agents,
+        status=status,
+        wrapper=_wrapper,
+        capability=lambda path: os.getxattr(path, "security.capability"),
+        free_bytes=lambda path: shutil.disk_usage(path).free,
+        group_exists=_group_exists,
+    )
+
+
+def _features(settings: AgentSettings) -> Sequence[tuple[str, bool, str]]:
+    from lark_agent import datapath  # noqa: PLC0415  a missing libbpf must stay a finding
+
+    return datapath.features(Path(settings.paths.bpffs))
+
+
+def _trial() -> None:
+    # privilege: CAP_SYS_ADMIN for the namespace, which ends with this thread
+    libc.unshare_network()
+    nftables.run(TRIAL)
+
+
+def _connect(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking_agent:
+        asking_agent.settimeout(5)
+        asking_agent.connect(path)
+
+
+def _agents() -> list[int]:
+    import psutil  # noqa: PLC0415  30 ms that only this check needs
+
+    here = namespaces.identity("/proc/thread-self/ns/net")
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        # the interpreter may come first: "python /usr/bin/lark-agent run"
+        if "run" in words[1:3] and any(Path(w).name == "lark-agent" for w in words[:2]):
+            try:
+                same = namespaces.identity(f"/proc/{process.pid}/ns/net") == here
+            except PermissionError:
+                same = True  # not root: better one too many than none
+            except FileNotFoundError:
+                continue
+            if same:
+                found.append(process.pid)
+    return found
+
+
+def _wrapper() -> Path | None:
+    on_path = shutil.which("lark-run")
+    candidates = [Path(on_path)] if on_path else [d / "lark-run" for d in INSTALLED]
+    return next((path.resolve() for path in candidates if path.exists()), None)
+
+
+def _group_exists(name: str) -> bool:
+    try:
+        grp.getgrnam(name)
+    except KeyError:
+        return False
+    return True

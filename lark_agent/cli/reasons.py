@@ -1,0 +1,79 @@
+"""What the counters' words mean, and what to do about them: one entry for each the model knows.
+
+Kept beside the commands instead of in the datapath because the readers differ: the datapath
+tells a developer why it drops, this tells a user what their job did and an admin what to change.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lark_agent.model import DropReason, ExitReason
+
+if TYPE_CHECKING:
+    from lark_agent.model import Record
+
+DROPS: dict[DropReason, tuple[str, str]] = {
+    DropReason.NO_PLAN: (
+        "packets before the job had its sandbox or after it had ended",
+        "nothing to do: late answers to a job that is gone",
+    ),
+    DropReason.LINK_LAYER: (
+        "frames that are neither IP nor the job's own ARP, or carry a VLAN tag",
+        "the job must use plain IP; sandboxes carry nothing else",
+    ),
+    DropReason.MALFORMED: (
+        "packets whose headers do not parse",
+        "look for a program in the job that builds packets itself",
+    ),
+    DropReason.SPOOFED_MAC: (
+        "frames with a source link-layer address that is not the sandbox's",
+        "the job must not change the address of eth0; look for bridges or virtual machines in it",
+    ),
+    DropReason.SPOOFED_ADDRESS: (
+        "packets with an address that is not the sandbox's",
+        "the job must use the address it was given; look for virtual machines or raw sockets in it",
+    ),
+    DropReason.CLASS_DENIED: (
+        "packets to or from a destination class that the job's profile does not reach",
+        "ask the site for another profile, or add the class to the profile's `reach`",
+    ),
+    DropReason.PEER_DENIED: (
+        "packets to or from another job on the same worker",
+        "jobs on one worker cannot talk to each other; exchange files or use a service outside",
+    ),
+    DropReason.MARTIAN: (
+        "packets with loopback or multicast addresses",
+        "usually service discovery (mDNS, SSDP) of a library: harmless; switch it off in the job",
+    ),
+}
+
+EXITS: dict[ExitReason, str] = {
+    ExitReason.EXITED: "the job exited with status {status}",
+    ExitReason.SIGNALED: "the job was killed by signal {status}",
+    ExitReason.ENDED: "the job ended; the kernel no longer said how",
+    ExitReason.NOT_STARTED: "the wrapper had a sandbox but could not start the job in it",
+    ExitReason.AGENT_ABSENT: (
+        "the job ended while no agent was running: the end time is late, the totals are right"
+    ),
+    ExitReason.TRUNCATED: (
+        "the kernel's counters were lost (reboot): totals are the last durable ones"
+    ),
+}
+
+
+def drop(reason: str) -> tuple[str, str]:
+    """Return meaning and remedy of a drop reason as records spell it; honest about unknown ones."""
+    try:
+        return DROPS[DropReason[reason.upper().replace("-", "_")]]
+    except KeyError:
+        return f"unknown to this version of lark ({reason})", "update lark"
+
+
+def ending(record: Record) -> str:
+    """Say in a sentence how an attachment ended; empty while it runs."""
+    if not record.ended_ns:
+        return ""
+    if record.exit_reason is None:
+        return "the job ended"
+    return EXITS[record.exit_reason].format(status=record.exit_status)
