@@ -54,10 +54,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         """Take a body and say how long it was."""
+        if "Content-Length" not in self.headers:
+            self.send_error(411, "send a Content-Length; chunked bodies are not understood")
+            return
         if self.headers.get("Expect"):
             self.send_response_only(100)
             self.end_headers()
-        left, total = int(self.headers.get("Content-Length", "0")), 0
+        left, total = int(self.headers["Content-Length"]), 0
         buffer = memoryview(bytearray(BLOCK))
         while left > total:
             got = self.rfile.readinto(buffer[: min(BLOCK, left - total)])

@@ -35,9 +35,12 @@ def main() -> None:
     options: dict[str, Any] = json.loads(sys.argv[1])
     control = socket.socket(fileno=int(sys.argv[2]))
     control.set_inheritable(False)
-    socket.sethostname("worker1")
-    filesystem.build(topology.CAMPUS.ipv4)
-    topology.build(ipv6=options["ipv6"], mtu=options["mtu"])
+    try:
+        socket.sethostname("worker1")
+        filesystem.build(topology.CAMPUS.ipv4)
+        topology.build(ipv6=options["ipv6"], mtu=options["mtu"])
+    except (OSError, topology.BuildError) as error:
+        sys.exit(str(error))
     socket.send_fds(control, [b'{"ready": true}'], [os.pidfd_open(os.getpid())])
     serve(control)
 

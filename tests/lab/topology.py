@@ -13,9 +13,10 @@ from the documentation ranges and never leave the namespaces.
 
 **Who segments where.** The worker keeps every offload a real one has, so its stack and the
 datapath meet super-packets: TSO and UDP_SEGMENT outwards, GRO inwards (`uplink0` gro on). The far
-hosts and the router's interfaces towards them have segmentation and GRO off: the router cuts
-super-packets before they reach a far host, far hosts send single packets, and a capture at
-`eth0` of a far host sees what a wire would carry, in both directions.
+hosts and all of the router have segmentation and GRO off: the router cuts super-packets before
+they reach a far host, far hosts send single packets, and a capture at `eth0` of a far host sees
+what a wire would carry, in both directions. (A veth does GRO only if its peer, here the router's
+`worker0`, has TSO off.)
 
 Duplicate address detection is off on these links (not on what an agent makes later), or each lab
 would take two seconds to start.
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import threading
 from dataclasses import dataclass
@@ -39,6 +41,10 @@ CLONE_NEWNET = 0x40000000
 NAMED = Path("/run/netns")
 WIRE = ("tso", "gso", "gro", "tx-udp-segmentation")
 """Features that would show a capture something else than the wire."""
+
+
+class BuildError(Exception):
+    """The kernel refused a part of the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ def _configure_router(ipv6: bool) -> None:
             commands.append(f"address add {host.gateway6}/64 dev {host.name}0 nodad")
         commands.append(f"link set {host.name}0 up")
     _ip(*commands)
-    for host in FAR:
+    for host in (WORKER, *FAR):
         _offloads(f"{host.name}0", "off", *WIRE)
 
 
@@ -152,7 +158,7 @@ def _at(host: str, work: Callable[[], None]) -> None:
         try:
             enter(host)
             work()
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (OSError, BuildError) as error:
             errors.append(error)
 
     thread = threading.Thread(target=there)
@@ -163,9 +169,22 @@ def _at(host: str, work: Callable[[], None]) -> None:
 
 
 def _ip(*commands: str) -> None:
-    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
+    done = subprocess.run(
+        ["ip", "-batch", "-"],
+        input="\n".join(commands),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        failed = re.search(r"Command failed -:(\d+)", done.stderr)
+        command = commands[int(failed[1]) - 1] if failed else "; ".join(commands)
+        raise BuildError(f"ip {command}: {done.stderr.strip()}")
 
 
 def _offloads(interface: str, state: str, *features: str) -> None:
     pairs = [word for feature in features for word in (feature, state)]
-    subprocess.run(["ethtool", "-K", interface, *pairs], check=True, stdout=subprocess.DEVNULL)
+    command = ["ethtool", "-K", interface, *pairs]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"{' '.join(command)}: {done.stderr.strip()}")
