@@ -169,17 +169,13 @@ def _at(host: str, work: Callable[[], None]) -> None:
 
 
 def _ip(*commands: str) -> None:
-    done = subprocess.run(
-        ["ip", "-batch", "-"],
-        input="\n".join(commands),
-        text=True,
-        capture_output=True,
-        check=False,
-    )
+    batch = "\n".join(commands)
+    command = ["ip", "-batch", "-"]
+    done = subprocess.run(command, input=batch, text=True, capture_output=True, check=False)
     if done.returncode != 0:
         failed = re.search(r"Command failed -:(\d+)", done.stderr)
-        command = commands[int(failed[1]) - 1] if failed else "; ".join(commands)
-        raise BuildError(f"ip {command}: {done.stderr.strip()}")
+        refused = commands[int(failed[1]) - 1] if failed else batch
+        raise BuildError(f"ip {refused}: {done.stderr.strip()}")
 
 
 def _offloads(interface: str, state: str, *features: str) -> None:
