@@ -1,0 +1,166 @@
+"""The workers' streams: hello, then batches, each acknowledged when it is durable.
+
+A stream is read one message at a time and the next only after the last was answered, so a worker
+that sends faster than the disk writes is slowed down by HTTP/2's own flow control and never costs
+more memory than one batch. Nothing about a stream outlives it: a worker that comes back repeats
+what it has no acknowledgement for, and the store finds what it already has.
+
+How a stream ends tells the worker what to do:
+
+=================== ===================================================================
+INVALID_ARGUMENT    the worker sent what no collector takes; repeating it will not help
+FAILED_PRECONDITION another protocol version: upgrade one side
+DEADLINE_EXCEEDED   no hello in time
+RESOURCE_EXHAUSTED  the store is full: nothing was acknowledged, come back later
+UNAVAILABLE         the store cannot be written, or the collector stops: come back later
+=================== ===================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+import structlog
+
+from lark_agent.collector.schema import StoreFullError
+from lark_agent.errors import StoreError
+from lark_agent.rpc.convert import InvalidRecord, record_from_wire
+from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from lark_agent.collector.writer import Writer
+    from lark_agent.model import Record
+
+PROTOCOL = 1
+HELLO_SECONDS = 10.0
+"""How long a new stream may wait with its hello."""
+MAX_BATCH = 2000
+"""Records in one batch."""
+WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
+"""A host name."""
+
+log = structlog.get_logger()
+
+
+class CollectorServicer(report_pb2_grpc.CollectorServicer):
+    """Takes workers' reports into `writer`; `on_failure` is called when the store refuses one."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        on_failure: Callable[[], None] = lambda: None,
+        hello_seconds: float = HELLO_SECONDS,
+    ) -> None:
+        self._writer = writer
+        self._on_failure = on_failure
+        self._hello_seconds = hello_seconds
+        self._version = metadata.version("lark-agent")
+
+    async def Report(  # noqa: N802  rpc name
+        self,
+        request_iterator: AsyncIterator[report_pb2.WorkerMessage],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[report_pb2.CollectorMessage]:
+        """Carry one worker's stream from hello to its end."""
+        worker = await self._hello(request_iterator, context)
+        yield report_pb2.CollectorMessage(
+            welcome=report_pb2.Welcome(protocol=PROTOCOL, version=self._version)
+        )
+        bound = log.bind(worker=worker, peer=context.peer())
+        bound.info("worker reports")
+        try:
+            async for message in request_iterator:
+                batch = message.batch
+                await self._store(worker, message, context)
+                yield report_pb2.CollectorMessage(
+                    acknowledgement=report_pb2.Acknowledgement(number=batch.number)
+                )
+        finally:
+            bound.info("worker's stream ended")
+
+    async def _hello(
+        self,
+        messages: AsyncIterator[report_pb2.WorkerMessage],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> str:
+        """Return the worker's name from a valid first message."""
+        try:
+            first = await asyncio.wait_for(anext(messages, None), self._hello_seconds)
+        except TimeoutError:
+            await _end(
+                context,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"no hello within {self._hello_seconds:g} seconds",
+            )
+        if first is None or first.WhichOneof("kind") != "hello":
+            await _end(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                "the first message of a stream must be hello",
+            )
+        hello = first.hello
+        if hello.protocol != PROTOCOL:
+            await _end(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the worker speaks protocol {hello.protocol} (lark-agent {hello.version[:40]}),"
+                f" this collector protocol {PROTOCOL} (version {self._version}); upgrade the older",
+            )
+        if not WORKER.fullmatch(hello.worker):
+            await _end(
+                context,
+                grpc.StatusCode.INVALID_ARGUMENT,
+                f"'{hello.worker[:64]}' is not a host name; set worker in agent.toml",
+            )
+        return hello.worker
+
+    async def _store(
+        self,
+        worker: str,
+        message: report_pb2.WorkerMessage,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        """Return when the batch is durable; end the stream if it cannot be."""
+        try:
+            await self._writer.write(await asyncio.to_thread(_records, worker, message))
+        except InvalidRecord as error:
+            log.warning("refused a batch", worker=worker, error=str(error))
+            await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except StoreError as error:
+            self._on_failure()
+            code = (
+                grpc.StatusCode.RESOURCE_EXHAUSTED
+                if isinstance(error, StoreFullError)
+                else grpc.StatusCode.UNAVAILABLE
+            )
+            await _end(context, code, f"not stored: {error}")
+
+
+def _records(worker: str, message: report_pb2.WorkerMessage) -> tuple[Record, ...]:
+    """Return the records of a batch, all of them valid and of this worker."""
+    if message.WhichOneof("kind") != "batch":
+        raise InvalidRecord("after hello, every message must be a batch")
+    wire = message.batch.records
+    if len(wire) > MAX_BATCH:
+        raise InvalidRecord(f"a batch of {len(wire)} records; at most {MAX_BATCH} are taken")
+    records = tuple(record_from_wire(record) for record in wire)
+    for record in records:
+        if record.worker != worker:
+            raise InvalidRecord(
+                f"attachment {record.attachment_id} is of worker '{record.worker}', but"
+                f" '{worker}' said hello"
+            )
+    return records
+
+
+async def _end(
+    context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, text: str
+) -> NoReturn:
+    await context.abort(code, text)
+    raise AssertionError("abort always raises")
