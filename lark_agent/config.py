@@ -1,10 +1,10 @@
-"""Configuration: TOML into frozen typed settings, with an embedded default that works without any file.
+"""Configuration: TOML into frozen typed settings; the embedded default works without any file.
 
 The structs below are the whole truth: their fields are the keys, their defaults are the embedded
 default, and the attribute docstrings are the reference text (`lark_agent.cli.reference` prints
 docs/configuration.md from them). Decoding refuses unknown keys and wrong types (msgspec), then
 each settings object checks what one type cannot say: ranges, overlaps, names that must exist. All
-findings of one file are reported together, each with the file, the key and a remedy.
+findings of either step are reported together, each with the file, the key and a remedy.
 
 What depends on the machine (does the uplink exist, is an address range in use) is checked by the
 rooms that touch it.
@@ -17,7 +17,7 @@ import socket
 import tomllib
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -25,11 +25,21 @@ from lark_agent.errors import ConfigurationError
 from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES, Connectivity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 AGENT_FILE = Path("/etc/lark/agent.toml")
 COLLECTOR_FILE = Path("/etc/lark/collector.toml")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
+"""A host name, qualified or not (RFC 1123, 2.1), with the underscores that sites use anyway."""
+FOREVER = 36525.0
+"""Days; bounds what is added to times."""
+
+
+def is_endpoint(text: str) -> bool:
+    """Say whether a text is host:port or [IPv6 address]:port."""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:/\s\[\]]+):(\d{1,5})", text)
+    return found is not None and int(found[2]) <= 65535
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,7 +65,7 @@ class Pool(Section, frozen=True):
     ready: int = 8
     """Idle sandboxes kept built, so that a job starts at once."""
     wait_seconds: float = 30.0
-    """How long a job waits for a sandbox when all slots are taken before it is refused; at most 240."""
+    """How long a job waits for a sandbox when all slots are taken; then it is refused. 0 to 240."""
     drain_seconds: float = 5.0
     """How long a finished job's closed connections may still deliver what the job had sent."""
 
@@ -81,17 +91,22 @@ class Addresses(Section, frozen=True):
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check that both are networks of their family with enough addresses."""
+        usual = Addresses()
         for key, kind, longest in (("ipv4", IPv4Network, 19), ("ipv6", IPv6Network, 112)):
-            text = getattr(self, key)
+            text, example = getattr(self, key), getattr(usual, key)
             try:
                 network = ip_network(text)
             except ValueError as error:
-                yield key, f"{error}; write a network such as {Addresses.__struct_defaults__[0]}"
+                yield key, f"{error}; write a network such as {example}"
                 continue
             if not isinstance(network, kind):
-                yield key, f"{text} is of the other address family"
+                yield key, f"{text} is of the other address family; for example {example}"
             elif network.prefixlen > longest:
                 yield key, f"{text} is too small; use a prefix of at most /{longest}"
+            elif network.is_multicast or network.is_loopback or network.is_link_local:
+                yield key, f"{text} cannot be routed to a sandbox; for example {example}"
+            elif network.prefixlen < 8:
+                yield key, f"{text} takes the addresses of others; for example {example}"
 
 
 class Nat(Section, frozen=True):
@@ -100,7 +115,7 @@ class Nat(Section, frozen=True):
     first_port: int = 10240
     """First port of the first block."""
     last_port: int = 32767
-    """Last port of the last block; below the host's own ephemeral ports (net.ipv4.ip_local_port_range)."""
+    """Last port of the last block; keep all off the worker's own (net.ipv4.ip_local_port_range)."""
     rest_seconds: float = 120.0
     """How long a freed block rests while rested ones are left (RFC 6888, REQ-8)."""
 
@@ -108,8 +123,8 @@ class Nat(Section, frozen=True):
         """Check the order of the ports."""
         if not 1024 <= self.first_port <= self.last_port <= 65535:
             yield "first_port", "ports must satisfy 1024 <= first_port <= last_port <= 65535"
-        if self.rest_seconds < 0:
-            yield "rest_seconds", f"{self.rest_seconds} is negative"
+        if not 0 <= self.rest_seconds <= 86400:
+            yield "rest_seconds", f"{self.rest_seconds} is not between 0 and 86400"
 
 
 class Accounting(Section, frozen=True):
@@ -124,8 +139,8 @@ class Accounting(Section, frozen=True):
         """Check ranges."""
         if not 1 <= self.interval_seconds <= 3600:
             yield "interval_seconds", f"{self.interval_seconds} is not between 1 and 3600"
-        if self.history_days < 0:
-            yield "history_days", f"{self.history_days} is negative"
+        if not 0 <= self.history_days <= FOREVER:
+            yield "history_days", f"{self.history_days} is not between 0 and {FOREVER:.0f}"
 
 
 class CollectorLink(Section, frozen=True):
@@ -136,7 +151,7 @@ class CollectorLink(Section, frozen=True):
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check the form of the address."""
-        if self.address and not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}", self.address):
+        if self.address and not is_endpoint(self.address):
             yield "address", f"'{self.address}' is not host:port or [address]:port"
 
 
@@ -196,8 +211,8 @@ class AgentSettings(Section, frozen=True):
     """Name of this worker in records; empty: the host name."""
     admin_group: str = "lark-admin"
     """Members see every job; others see their own."""
-    trusted_launchers: tuple[str, ...] = ("root", "condor", "slurm")
-    """Users whose processes are the batch system: the job ad of a job they start is believed."""
+    trusted_launchers: tuple[str, ...] = ("condor_starter", "slurmstepd")
+    """Commands of root that are the batch system: what they say of a job is believed."""
     default_profile: str = "nat"
     """Profile of a job that no rule matches."""
     uplink: Uplink = Uplink()
@@ -209,7 +224,7 @@ class AgentSettings(Section, frozen=True):
     datapath: Datapath = Datapath()
     paths: Paths = Paths()
     classes: dict[str, tuple[str, ...]] = {}
-    """Destination classes: name = list of networks; the longest prefix wins; the rest is `other`."""
+    """Destination classes: name = list of networks; longest prefix wins; the rest is `other`."""
     profiles: dict[str, Profile] = {}
     """Besides the built-in `nat` and `none`."""
     rules: tuple[Rule, ...] = ()
@@ -231,13 +246,16 @@ class AgentSettings(Section, frozen=True):
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check what concerns more than one table."""
-        if self.worker and not NAME.fullmatch(self.worker):
-            yield "worker", f"'{self.worker}' is not a host name"
+        if self.worker and not HOST.fullmatch(self.worker):
+            yield "worker", f"'{self.worker}' is not a host name; leave it out to use this host's"
         ports = self.nat.last_port - self.nat.first_port + 1
         if self.pool.slots >= 1 and ports // self.pool.slots < 16:
             yield (
                 "nat",
-                f"{ports} ports for {self.pool.slots} slots leave fewer than 16 a job; widen the range",
+                (
+                    f"{ports} ports for {self.pool.slots} slots leave fewer than 16 a job; "
+                    "widen the range"
+                ),
             )
         yield from self._class_findings()
         yield from self._profile_findings()
@@ -246,7 +264,10 @@ class AgentSettings(Section, frozen=True):
         if len(self.classes) > MAX_CLASSES - 1:
             yield (
                 "classes",
-                f"{len(self.classes)} classes; at most {MAX_CLASSES - 1} fit beside '{DEFAULT_CLASS}'",
+                (
+                    f"{len(self.classes)} classes; at most {MAX_CLASSES - 1} fit "
+                    f"beside '{DEFAULT_CLASS}'"
+                ),
             )
         owner: dict[IPv4Network | IPv6Network, str] = {}
         for name, prefixes in self.classes.items():
@@ -264,7 +285,10 @@ class AgentSettings(Section, frozen=True):
                 if owner.setdefault(network, name) != name:
                     yield (
                         f"classes.{name}",
-                        f"{network} is also in class '{owner[network]}'; the same network can be in one class only",
+                        (
+                            f"{network} is also in class '{owner[network]}'; "
+                            "the same network can be in one class only"
+                        ),
                     )
 
     def _profile_findings(self) -> Iterator[tuple[str, str]]:
@@ -302,14 +326,14 @@ class CollectorSettings(Section, frozen=True):
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check forms."""
-        if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\s]+):\d{1,5}", self.listen):
+        if not is_endpoint(self.listen):
             yield "listen", f"'{self.listen}' is not host:port or [address]:port"
         if not self.socket.startswith("/"):
             yield "socket", f"'{self.socket}' is not an absolute path"
         if "://" not in self.store:
             yield (
                 "store",
-                f"'{self.store}' is not a URL such as {type(self).__struct_defaults__[2]}",
+                f"'{self.store}' is not a URL such as {CollectorSettings().store}",
             )
 
 
@@ -334,15 +358,20 @@ def load(kind: type[Settings], path: Path | None, default: Path) -> Settings:
 def parse(kind: type[Settings], text: str, file: str) -> Settings:
     """Decode and check one configuration text; `file` names it in errors."""
     try:
-        settings = msgspec.convert(tomllib.loads(text), kind)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(f"{file}: not valid TOML: {error}") from error
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"{file}: {_with_remedy(str(error))}") from error
-    wrong = list(_all_findings(settings, ""))
-    if wrong:
-        raise ConfigurationError("\n".join(f"{file}: {key}: {text}" for key, text in wrong))
+    _refuse(file, _mismatches(kind, table, ""))
+    settings = msgspec.convert(table, kind)
+    _refuse(file, _all_findings(settings, ""))
     return settings
+
+
+def _refuse(file: str, findings: Iterable[tuple[str, str]]) -> None:
+    """Raise ConfigurationError if there are findings: one line each."""
+    lines = [f"{file}: {key}: {text}" if key else f"{file}: {text}" for key, text in findings]
+    if lines:
+        raise ConfigurationError("\n".join(lines))
 
 
 def _all_findings(section: Section, prefix: str) -> Iterator[tuple[str, str]]:
@@ -354,10 +383,33 @@ def _all_findings(section: Section, prefix: str) -> Iterator[tuple[str, str]]:
             yield from _all_findings(value, f"{prefix}{name}.")
 
 
-def _with_remedy(message: str) -> str:
-    """Turn msgspec's "... - at `$.pool.slots`" into "pool.slots: ..." with what to do."""
-    text, _, where = message.partition(" - at `$")
-    key = where.rstrip("`").lstrip(".")
-    if "unknown field" in text:
-        text += "; see docs/configuration.md for the keys of this table"
-    return f"{key}: {text}" if key else text
+def _mismatches(kind: Any, value: object, where: str) -> Iterator[tuple[str, str]]:
+    """Yield what does not have the type of its key.
+
+    msgspec stops at the first mismatch and does not name the key of a free-form table, so tables
+    and lists are taken apart here and it judges the leaves.
+    """
+    origin = get_origin(kind)
+    if origin is dict and isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _mismatches(get_args(kind)[1], entry, f"{where}.{key}")
+    elif origin is tuple and isinstance(value, list):
+        for number, entry in enumerate(value, 1):
+            yield from _mismatches(get_args(kind)[0], entry, f"{where}[{number}]")
+    elif origin is None and issubclass(kind, Section) and isinstance(value, dict):
+        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        for key, entry in value.items():
+            name = f"{where}.{key}".lstrip(".")
+            if key in fields:
+                yield from _mismatches(fields[key].type, entry, name)
+            else:
+                yield name, f"unknown key; this table has {', '.join(fields)}"
+        for key in (k for k, field in fields.items() if field.required and k not in value):
+            yield f"{where}.{key}".lstrip("."), "is missing; add it"
+    else:
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            text = str(error).partition(" - at ")[0]
+            text = text.replace("`object`", "a table").replace("`array`", "a list")
+            yield where, f"{text}; see docs/configuration.md for the type of this key"
