@@ -1,1 +1,10 @@
-"""The eBPF programs that count and admit every packet of a job, and the doors to their maps."""
+"""The eBPF programs that count and admit every packet of a job, and the doors to their maps.
+
+`load` opens the `Datapath`; `probe` says what a machine lacks for it. See docs/datapath.md.
+"""
+
+from lark_agent.datapath.classes import ClassTable
+from lark_agent.datapath.datapath import Datapath, load
+from lark_agent.datapath.layout import Counters, SlotPlan
+
+__all__ = ["ClassTable", "Counters", "Datapath", "SlotPlan", "load"]

@@ -1,0 +1,112 @@
+"""Destination classes: from the site's names and networks to the numbers in the kernel.
+
+The kernel counts by class number, 0 to 15, and finds the number of an address in two tries where
+the longest prefix wins. People speak of names. The numbers must not wander while there are jobs:
+bytes counted under a number stay there, and a plan allows classes by number. Hence the rules of
+`assign`, applied each time the site changes its classes:
+
+* `other` is 0, and so is every address that no prefix covers;
+* a name that stays keeps its number; a new name takes a free one;
+* a name that goes leaves its number retired, with the name still on it, for as long as a counter
+  or a plan uses it; after that the number is free.
+
+Besides the site's networks the tries hold the sandboxes' own ranges, which belong to no class but
+to the value PEER, and in them the gateway (longer, so it wins), which is the worker itself and in
+`other`. A site network inside the sandboxes' ranges would open a way from job to job: refused.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING
+
+from lark_agent.datapath.layout import ALL_CLASSES, PEER
+from lark_agent.errors import ConfigurationError, PrerequisiteError
+from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from ipaddress import IPv4Address, IPv6Address
+
+Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTable:
+    """Names by number ("" is free), and the number of every network."""
+
+    names: tuple[str, ...]
+    prefixes: Mapping[Network, int]
+    current: frozenset[str]
+    """The names that the site uses now; others in `names` are retired."""
+
+    def mask(self, reach: Collection[str] | None) -> int:
+        """Return the class mask of a plan; None reaches everything.
+
+        Raises ConfigurationError for a name that is not a class of the site.
+        """
+        if reach is None:
+            return ALL_CLASSES
+        if unknown := sorted(set(reach) - self.current):
+            raise ConfigurationError(
+                f"no class '{unknown[0]}'; known: {', '.join(sorted(self.current))}"
+            )
+        return sum(1 << self.names.index(name) for name in set(reach))
+
+
+def assign(
+    before: Sequence[str], in_use: Collection[int], wanted: Iterable[str]
+) -> tuple[str, ...]:
+    """Give numbers to names as the module's rules say; pure.
+
+    Raises PrerequisiteError if there are too many names, retired ones in use included.
+    """
+    wanted = [name for name in wanted if name != DEFAULT_CLASS]
+    names = [DEFAULT_CLASS] + [""] * (MAX_CLASSES - 1)
+    for number, name in enumerate(before):
+        if number and name and (name in wanted or number in in_use):
+            names[number] = name
+    for name in wanted:
+        if name in names:
+            continue
+        if "" not in names:
+            retired = sorted(set(names) - {*wanted, DEFAULT_CLASS})
+            raise PrerequisiteError(
+                f"no number is free for class '{name}': jobs still use the removed classes "
+                f"{', '.join(retired)}; add it after they have ended"
+            )
+        names[names.index("")] = name
+    return tuple(names)
+
+
+def build_table(
+    names: Sequence[str],
+    classes: Mapping[str, Iterable[str]],
+    peers: Iterable[Network] = (),
+    gateways: Iterable[IPv4Address | IPv6Address] = (),
+) -> ClassTable:
+    """Give every network its number.
+
+    Raises ConfigurationError for a site network inside the sandboxes' own ranges `peers`.
+    """
+    peers = tuple(peers)
+    prefixes: dict[Network, int] = {}
+    for name, texts in classes.items():
+        for network in map(ip_network, texts):
+            for peer in peers:
+                if network.version == peer.version and network.subnet_of(peer):  # type: ignore[arg-type]  # the versions are equal
+                    raise ConfigurationError(
+                        f"classes.{name}: {network} lies in {peer}, where the sandboxes are; "
+                        "remove it, or move the sandboxes ([addresses])"
+                    )
+            prefixes[network] = names.index(name)
+    prefixes |= dict.fromkeys(peers, PEER)
+    prefixes |= {ip_network(gateway): 0 for gateway in gateways}
+    return ClassTable(tuple(names), prefixes, frozenset({DEFAULT_CLASS, *classes}))
+
+
+def pack_prefix(network: Network) -> bytes:
+    """Return the key of a network in the trie of its family."""
+    return struct.pack("=I", network.prefixlen) + network.network_address.packed

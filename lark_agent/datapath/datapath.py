@@ -1,0 +1,235 @@
+"""The datapath as the rest of the agent sees it: slots, plans, counters, classes.
+
+Life of a slot::
+
+    attach(ifindex, slot)      the sandbox is built: interface → slot, programs hung; nothing passes
+    reset(slot)                its counters are zeroed
+    activate(slot, plan)       a job has it: packets that fit the plan pass and count
+    read([slot])               any time; cumulative
+    deactivate(slot); settle() the job is over: nothing passes, nothing changes what was sent
+    read([slot])               the final totals: later packets count as dropped (no-plan) only
+    unbind(ifindex)            the sandbox is dismantled
+
+Everything here is a system call or a few of them, microseconds each, except `settle` (a grace
+period) and opening. Nothing is cached but the class table, so it makes no difference which process
+wrote a map: all state is in the pins. Methods raise KernelError if the kernel refuses. One process
+writes at a time; the agent's lock sees to that.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Self
+
+from lark_agent.datapath import pins
+from lark_agent.datapath.attach import attach_programs
+from lark_agent.datapath.classes import assign, build_table, pack_prefix
+from lark_agent.datapath.layout import (
+    ALL_CLASSES,
+    NAME_SIZE,
+    PROGRAMS,
+    Counters,
+    plan_state,
+    sum_copies,
+    u32,
+)
+from lark_agent.datapath.settle import wait_for_programs
+from lark_agent.linux import bpf
+from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Mapping
+    from ipaddress import IPv4Address, IPv6Address
+    from pathlib import Path
+
+    from lark_agent.datapath.attach import TrafficControl
+    from lark_agent.datapath.classes import ClassTable, Network
+    from lark_agent.datapath.layout import SlotPlan
+    from lark_agent.linux.bpf import Map
+
+_CHUNK = 1 << 20  # bytes read from a per-CPU map in one system call
+
+
+class Datapath:
+    """Open maps and programs. Closing leaves them in force: they are pinned and attached."""
+
+    def __init__(self, maps: Mapping[str, Map], programs: Mapping[str, int]) -> None:
+        """Take over open maps and program descriptors by name; see `load`."""
+        self._maps = maps
+        self._programs = programs
+        self.slots: int = maps["plan"].spec.max_entries
+        self.classes: ClassTable = build_table(self._stored_names(), {})
+        """As last set. Names survive the process; their networks come with `set_classes`."""
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for opened in self._maps.values():
+            opened.close()
+        for fd in self._programs.values():
+            os.close(fd)
+        self._programs = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Interfaces
+
+    def attach(self, netlink: TrafficControl, ifindex: int, slot: int) -> None:
+        """Make an interface the host side of a slot; do it before the link is up.
+
+        `netlink` is a pyroute2 IPRoute in the interface's namespace. May be repeated; an interface
+        that has programs of an earlier agent gets this one's.
+        """
+        self._maps["slots"].set(u32(ifindex), u32(self._checked(slot)))
+        attach_programs(netlink, ifindex, self._programs)
+
+    def unbind(self, ifindex: int) -> bool:
+        """Forget an interface: if it still exists, nothing passes it. False if it was not known."""
+        return self._maps["slots"].delete(u32(ifindex))
+
+    def bindings(self) -> dict[int, int]:
+        """Return interface index → slot, to compare with the interfaces that exist."""
+        found = {}
+        for key in self._maps["slots"].keys():  # noqa: SIM118  not a dict
+            value = self._maps["slots"].get(key)
+            if value is not None:
+                found[_number(key)] = _number(value)
+        return found
+
+    # Plans
+
+    def activate(self, slot: int, plan: SlotPlan) -> None:
+        """Let a job's packets pass. The flag is written last, so no packet sees half a plan."""
+        key = u32(self._checked(slot))
+        self._maps["plan"].set(key, plan.packed(active=False))
+        self._maps["plan"].set(key, plan.packed(active=True))
+
+    def deactivate(self, slot: int) -> None:
+        """Let nothing pass; programs that are running may still count until `settle` returns."""
+        self._maps["plan"].set(u32(self._checked(slot)), bytes(self._maps["plan"].entry_size))
+
+    def active_slots(self) -> frozenset[int]:
+        """Return the slots with a plan."""
+        return frozenset(pins.active_plans(self._maps["plan"]))
+
+    def settle(self) -> None:
+        """Wait until every packet that saw a plan of before this call is counted (about 10 ms)."""
+        wait_for_programs()
+
+    # Counters
+
+    def reset(self, slot: int) -> None:
+        """Zero the counters of a slot without a plan; raises ValueError if it has one."""
+        key = u32(self._checked(slot))
+        plan = self._maps["plan"].get(key)
+        if plan is None or plan_state(plan)[0]:
+            raise ValueError(f"slot {slot} has an active plan: its counters belong to a job")
+        for name in ("usage", "dropped"):
+            self._maps[name].set(key, bytes(self._maps[name].entry_size))
+
+    def read(self, slots: Iterable[int]) -> dict[int, Counters]:
+        """Return the counters of these slots, read in one pass over the maps.
+
+        Each counter is exact; packets and bytes of one that moves meanwhile may differ by a packet.
+        """
+        wanted = sorted({self._checked(slot) for slot in slots})
+        used = self._sums(self._maps["usage"], wanted)
+        dropped = self._sums(self._maps["dropped"], wanted)
+        return {slot: Counters.unpack(used[slot], dropped[slot]) for slot in wanted}
+
+    def _sums(self, counters: Map, wanted: list[int]) -> dict[int, bytes]:
+        """Sum over CPUs, reading runs of the array from the first wanted slot to the last."""
+        most = max(1, _CHUNK // counters.entry_size)
+        sums: dict[int, bytes] = {}
+        position = 0
+        while position < len(wanted):
+            first = wanted[position]
+            run = [slot for slot in wanted[position : position + most] if slot < first + most]
+            values = counters.read_range(first, run[-1] - first + 1)
+            for slot in run:
+                start = (slot - first) * counters.entry_size
+                entry = values[start : start + counters.entry_size]
+                sums[slot] = sum_copies(entry, counters.copies)
+            position += len(run)
+        return sums
+
+    # Classes
+
+    def set_classes(
+        self,
+        classes: Mapping[str, Iterable[str]],
+        peers: Iterable[Network] = (),
+        gateways: Iterable[IPv4Address | IPv6Address] = (),
+    ) -> ClassTable:
+        """Put the site's classes (name → networks) in force, while jobs run.
+
+        `peers` are the sandboxes' own ranges, `gateways` the worker's addresses in them. Counted
+        bytes stay under the class they were counted for. New networks come before old ones go, so
+        that an address is never without a class that it has before and after. Raises
+        ConfigurationError, or PrerequisiteError for lack of a free number, having changed nothing.
+        """
+        names = assign(self._stored_names(), self._classes_in_use(), classes)
+        table = build_table(names, classes, peers, gateways)
+        for number, name in enumerate(names):
+            self._maps["class_names"].set(u32(number), name.encode().ljust(NAME_SIZE, b"\0"))
+        for version, trie in ((4, self._maps["classes4"]), (6, self._maps["classes6"])):
+            wanted = {
+                pack_prefix(network): number
+                for network, number in table.prefixes.items()
+                if network.version == version
+            }
+            for key, number in wanted.items():
+                trie.set(key, u32(number))
+            for key in set(trie.keys()) - wanted.keys():
+                trie.delete(key)
+        self.classes = table
+        return table
+
+    def _stored_names(self) -> tuple[str, ...]:
+        entries = (self._maps["class_names"].get(u32(n)) or b"" for n in range(MAX_CLASSES))
+        names = [entry.rstrip(b"\0").decode() for entry in entries]
+        return (DEFAULT_CLASS, *names[1:])
+
+    def _classes_in_use(self) -> Collection[int]:
+        """Return the numbers that must keep their meaning."""
+        used = {n for c in self.read(range(self.slots)).values() for n in c.classes_in_use}
+        for mask in pins.active_plans(self._maps["plan"]).values():
+            if mask != ALL_CLASSES:
+                used |= {n for n in range(MAX_CLASSES) if mask >> n & 1}
+        return used
+
+    def _checked(self, slot: int) -> int:
+        if not 0 <= slot < self.slots:
+            raise ValueError(f"slot {slot} is not one of {self.slots}")
+        return slot
+
+
+def load(
+    bpffs: Path, slots: int, loader: str = "libbpf", python: str = "/usr/bin/python3"
+) -> Datapath:
+    """Load the programs, keep or make the maps pinned under `bpffs`.
+
+    `loader` is libbpf or bcc, `python` the interpreter that has bcc. Raises PrerequisiteError if
+    the machine lacks something or the pins there must be drained first, KernelError if the kernel
+    refuses a map or program.
+    """
+    current, maps = pins.open_pins(bpffs, slots, loader, python)
+    with ExitStack() as on_failure:
+        for opened in maps.values():
+            on_failure.callback(opened.close)
+        programs: dict[str, int] = {}
+        for name in PROGRAMS:
+            programs[name] = bpf.open_pin(current / name)
+            on_failure.callback(os.close, programs[name])
+        datapath = Datapath(maps, programs)
+        on_failure.pop_all()
+    return datapath
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)

@@ -1,0 +1,163 @@
+"""What the maps hold: the Python side of the structures in job.bpf.c.
+
+==============  ====================  ===========================================  ==========
+map             kind                  key → value                                  written by
+==============  ====================  ===========================================  ==========
+slots           hash                  interface index → slot                       agent
+plan            array                 slot → flags, classes, addresses, MAC        agent
+usage           per-CPU array         slot → (16 classes + non-IP) x 2 directions  programs
+dropped         per-CPU array         slot → drop reasons                          programs
+classes4, -6    longest-prefix tries  network → class, or PEER                     agent
+class_names     array                 class → name                                 agent
+==============  ====================  ===========================================  ==========
+
+`class_names` is for the agent alone: it is pinned beside the counters because a counter without
+the name of its class means nothing, and both must survive an agent together.
+
+Sizes are those of the worker: the usage of a slot takes 544 bytes for each possible CPU (64 slots
+on 256 CPUs: 9 MB). VERSION names the layout; change it with any structure here or there.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lark_agent.linux.bpf import NO_PREALLOC, MapKind, MapSpec
+from lark_agent.model import MAX_CLASSES, ClassUsage, Count, Direction, Drop, DropReason, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from ipaddress import IPv4Address, IPv6Address
+
+VERSION = 1
+PROGRAMS = ("from_job", "to_job")
+
+PEER = 255
+"""The class value of the sandboxes' own ranges: other jobs on this worker."""
+ALL_CLASSES = (1 << MAX_CLASSES) - 1
+"""Class mask of a job that may exchange packets with every class."""
+
+PLAN_ACTIVE = 1
+_U32 = struct.Struct("=I")
+_PLAN = struct.Struct("=II4s6s2x16s")
+_ROWS = MAX_CLASSES + 1  # the last is for frames that are not IP
+_COUNTERS = struct.Struct(f"={_ROWS * len(Direction) * 2}Q")
+_DROPS = struct.Struct(f"={len(DropReason) * 2}Q")
+NAME_SIZE = 32
+_MOST_PREFIXES = 1 << 16
+
+
+def map_specs(slots: int) -> dict[str, MapSpec]:
+    """Return every map of a worker with this many slots."""
+    trie = {"value_size": 4, "max_entries": _MOST_PREFIXES, "flags": NO_PREALLOC}
+    return {
+        # twice: a slot's next interface may exist before its last one is gone
+        "slots": MapSpec(MapKind.HASH, 4, 4, 2 * slots),
+        "plan": MapSpec(MapKind.ARRAY, 4, _PLAN.size, slots),
+        "usage": MapSpec(MapKind.PERCPU_ARRAY, 4, _COUNTERS.size, slots),
+        "dropped": MapSpec(MapKind.PERCPU_ARRAY, 4, _DROPS.size, slots),
+        "classes4": MapSpec(MapKind.LPM_TRIE, 4 + 4, **trie),
+        "classes6": MapSpec(MapKind.LPM_TRIE, 4 + 16, **trie),
+        "class_names": MapSpec(MapKind.ARRAY, 4, NAME_SIZE, MAX_CLASSES),
+    }
+
+
+def u32(number: int) -> bytes:
+    """Return a slot, interface index or class as the maps have it."""
+    return _U32.pack(number)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPlan:
+    """What the programs know of the job in a slot."""
+
+    addr4: IPv4Address
+    addr6: IPv6Address | None
+    mac: bytes
+    """The sandbox's link-layer address, 6 bytes."""
+    classes: int = ALL_CLASSES
+    """Bit n: the job may exchange packets with class n."""
+
+    def packed(self, *, active: bool) -> bytes:
+        """Return the map value."""
+        addr6 = self.addr6.packed if self.addr6 else bytes(16)
+        flags = PLAN_ACTIVE if active else 0
+        return _PLAN.pack(flags, self.classes, self.addr4.packed, self.mac, addr6)
+
+
+def plan_state(value: bytes | memoryview) -> tuple[bool, int]:
+    """Return (is active, class mask) of a value of the map `plan`."""
+    flags, classes, *_ = _PLAN.unpack(value)
+    return bool(flags & PLAN_ACTIVE), classes
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """All counters of one slot at one instant; equal ones mean that nothing moved in between."""
+
+    used: tuple[int, ...]
+    """(packets, bytes) of each direction of each class, then of what is not IP."""
+    dropped: tuple[int, ...]
+    """(packets, bytes) of each drop reason."""
+
+    @classmethod
+    def unpack(cls, used: bytes, dropped: bytes) -> Counters:
+        """Read the sums over all CPUs."""
+        return cls(_COUNTERS.unpack(used), _DROPS.unpack(dropped))
+
+    def used_by(self, row: int, direction: Direction) -> Count:
+        """Return what moved with one class."""
+        start = (row * len(Direction) + direction) * 2
+        return Count(self.used[start], self.used[start + 1])
+
+    def dropped_for(self, reason: DropReason) -> Count:
+        """Return what was dropped for one reason."""
+        return Count(self.dropped[2 * reason], self.dropped[2 * reason + 1])
+
+    @property
+    def classes_in_use(self) -> frozenset[int]:
+        """The classes with at least one packet."""
+        return frozenset(
+            index
+            for index in range(MAX_CLASSES)
+            if any(self.used[index * 4 : index * 4 + 4])  # two counters in each direction
+        )
+
+    def usage(self, class_names: Sequence[str]) -> Usage:
+        """Name the classes and reasons that have packets; `class_names` by index."""
+        classes = (
+            ClassUsage(
+                class_names[index],
+                self.used_by(index, Direction.SENT),
+                self.used_by(index, Direction.RECEIVED),
+            )
+            for index in sorted(self.classes_in_use)
+        )
+        drops = (
+            Drop(reason.name.lower().replace("_", "-"), count)
+            for reason in DropReason
+            if (count := self.dropped_for(reason))
+        )
+        return Usage(
+            tuple(classes),
+            tuple(drops),
+            self.used_by(MAX_CLASSES, Direction.SENT),
+            self.used_by(MAX_CLASSES, Direction.RECEIVED),
+        )
+
+
+def sum_copies(entry: memoryview, copies: int) -> bytes:
+    """Add the values of all CPUs in one entry of a per-CPU map of 64-bit counters.
+
+    Each CPU's value is added as one long integer: no counter reaches 2^64, so none carries into
+    the next, and it is several times faster than adding counter by counter.
+    """
+    stride = len(entry) // copies
+    total = sum(
+        int.from_bytes(entry[start : start + stride], sys.byteorder)
+        for start in range(0, len(entry), stride)
+    )
+    return total.to_bytes(stride, sys.byteorder)

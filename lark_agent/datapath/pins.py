@@ -1,0 +1,129 @@
+"""The directory of pins: how maps and programs outlive the agent, and how a half-made set cannot.
+
+::
+
+    <bpffs>/v1/{slots,plan,usage,…,from_job,to_job}    the set in force, of layout version 1
+    <bpffs>/loading/                                   a set being made; if found, a wreck
+
+Maps and programs are pinned into `loading` and come into force by a rename, which is atomic: a
+crash leaves the old set or the new one. An agent that starts keeps the maps it finds, and with them
+every counter, but always loads its own programs and renames them over the old pins, so that a new
+release's rules hold. Interfaces that have the old programs keep them until they are attached again.
+
+A set made for another number of slots is replaced if no plan in it is active, that is, if no job
+is running. With a job running, or with a layout of another version, nothing is touched and the
+error says to drain: counters are never thrown away here.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from lark_agent.datapath import loaders
+from lark_agent.datapath.layout import PROGRAMS, VERSION, map_specs, plan_state
+from lark_agent.errors import PrerequisiteError
+from lark_agent.linux import bpf
+from lark_agent.linux.bpf import Map
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CURRENT = f"v{VERSION}"
+LOADING = "loading"  # no dot in front: bpffs reserves names with dots
+
+
+def open_pins(root: Path, slots: int, loader: str, python: str) -> tuple[Path, dict[str, Map]]:
+    """Return the directory of the set in force, made if need be, and its open maps.
+
+    Raises PrerequisiteError if `root` cannot hold pins, or holds a set that must not be touched;
+    KernelError if the kernel refuses the maps or programs.
+    """
+    _check_root(root)
+    current, loading = root / CURRENT, root / LOADING
+    with ExitStack() as on_failure:
+        maps = _open_usable(current, slots) if current.exists() else None
+        keep = maps is not None
+        _remove(loading)
+        loading.mkdir(mode=0o700)
+        on_failure.callback(_remove, loading)
+        if maps is None:
+            maps = _create(loading, slots)
+        for opened in maps.values():
+            on_failure.callback(opened.close)
+        if loader == "bcc":
+            loaders.with_bcc(python, current if keep else loading, loading)
+        else:
+            used = {name: m for name, m in maps.items() if name != "class_names"}
+            loaders.with_libbpf(used, loading)
+        if keep:
+            for name in PROGRAMS:
+                (loading / name).rename(current / name)
+            loading.rmdir()
+        else:
+            _remove(current)
+            loading.rename(current)
+        on_failure.pop_all()
+    return current, maps
+
+
+def active_plans(plan: Map) -> dict[int, int]:
+    """Return slot → class mask of every slot with an active plan."""
+    size = plan.entry_size
+    values = plan.read_range(0, plan.spec.max_entries)
+    states = (
+        plan_state(values[slot * size : (slot + 1) * size]) for slot in range(plan.spec.max_entries)
+    )
+    return {slot: classes for slot, (active, classes) in enumerate(states) if active}
+
+
+def _check_root(root: Path) -> None:
+    existing = next(place for place in (root, *root.parents) if place.exists())
+    if not bpf.is_bpffs(existing):
+        raise PrerequisiteError(
+            f"{root} is not in a bpffs; mount one with: mount -t bpf bpf /sys/fs/bpf"
+        )
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if strange := sorted(p.name for p in root.iterdir() if p.name not in {CURRENT, LOADING}):
+        raise PrerequisiteError(
+            f"{root} holds {', '.join(strange)}, which is not of layout {CURRENT}: drain this "
+            f"worker with the release that made it, then remove {root} and start again"
+        )
+
+
+def _open_usable(current: Path, slots: int) -> dict[str, Map] | None:
+    """Open the maps of a set if they are as this agent would make them; None: replace the set."""
+    wanted = map_specs(slots)
+    maps: dict[str, Map] = {}
+    with ExitStack() as close:
+        for name in wanted:
+            if (current / name).exists():
+                maps[name] = close.enter_context(Map.open(current / name))
+        if {name: m.spec for name, m in maps.items()} == wanted:
+            close.pop_all()
+            return maps
+        if "plan" in maps and (active := active_plans(maps["plan"])):
+            raise PrerequisiteError(
+                f"{current} was made for {maps['plan'].spec.max_entries} slots, not {slots}, and "
+                f"{len(active)} jobs are counted in it; set pool.slots back, or wait until they "
+                "have ended and start again"
+            )
+    return None
+
+
+def _create(directory: Path, slots: int) -> dict[str, Map]:
+    maps: dict[str, Map] = {}
+    with ExitStack() as on_failure:
+        for name, spec in map_specs(slots).items():
+            maps[name] = on_failure.enter_context(Map.create(name, spec))
+            bpf.pin(maps[name].fd, directory / name)
+        on_failure.pop_all()
+    return maps
+
+
+def _remove(directory: Path) -> None:
+    """Remove a flat directory of pins, if it is there."""
+    if directory.exists():
+        for entry in directory.iterdir():
+            entry.unlink()
+        directory.rmdir()
