@@ -18,7 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
+CLONE_FS, CLONE_NEWNS, CLONE_NEWNET = 0x00000200, 0x00020000, 0x40000000
 MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -52,5 +52,8 @@ def fresh_host(tmp_path: Path) -> Iterator[Path]:
             yield tmp_path
         finally:
             check(LIBC.setns(net.fileno(), CLONE_NEWNET), "return to the network namespace")
+            # a thread of the test that has just been joined may still be ending in the kernel,
+            # and with it share our root and cwd, which setns does not allow
+            check(LIBC.unshare(CLONE_FS), "unshare root and cwd")
             check(LIBC.setns(mnt.fileno(), CLONE_NEWNS), "return to the mount namespace")
             os.chdir(here)
