@@ -4,7 +4,7 @@
 """
 
 from lark_agent.datapath.classes import ClassTable
-from lark_agent.datapath.datapath import Datapath, load
+from lark_agent.datapath.datapath import Datapath, load, unload
 from lark_agent.datapath.layout import Counters, SlotPlan
 
-__all__ = ["ClassTable", "Counters", "Datapath", "SlotPlan", "load"]
+__all__ = ["ClassTable", "Counters", "Datapath", "SlotPlan", "load", "unload"]

@@ -231,5 +231,10 @@ def load(
     return datapath
 
 
+def unload(bpffs: Path) -> None:
+    """Remove all pins under `bpffs`; programs still attached go with their interfaces."""
+    pins.remove_all(bpffs)
+
+
 def _number(value: bytes) -> int:
     return int.from_bytes(value, sys.byteorder)

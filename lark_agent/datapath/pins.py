@@ -67,6 +67,14 @@ def open_pins(root: Path, slots: int, loader: str, python: str) -> tuple[Path, d
     return current, maps
 
 
+def remove_all(root: Path) -> None:
+    """Remove the directory of pins, if it is there."""
+    if root.exists():
+        _remove(root / CURRENT)
+        _remove(root / LOADING)
+        root.rmdir()
+
+
 def active_plans(plan: Map) -> dict[int, int]:
     """Return slot → class mask of every slot with an active plan."""
     size = plan.entry_size

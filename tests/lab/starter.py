@@ -15,6 +15,7 @@ tests' package: standard library only.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -23,11 +24,15 @@ from pathlib import Path
 from typing import Any
 
 WRAPPER_ERROR = ".job_wrapper_failure"
+PR_SET_NAME = 15
+COMMANDS = {"htcondor": b"condor_starter", "slurm": b"slurmstepd", "plain": b"starter"}
 
 
 def main() -> None:
     """Run one job."""
     orders: dict[str, Any] = json.load(sys.stdin)
+    # agents believe the batch system's own commands only
+    ctypes.CDLL(None).prctl(PR_SET_NAME, COMMANDS[orders["scheduler"]], 0, 0, 0)
     scratch = prepare_scratch(orders)
     env = {
         "PATH": "/run/lab/bin:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8",

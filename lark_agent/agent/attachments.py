@@ -1,0 +1,288 @@
+"""The life of an attachment: begin, sample, drain, settle, final record.
+
+`begin` makes the plan hold in the kernel and the attachment known to the journal before the job may
+start. From then on the job's pidfd is watched. When it fires:
+
+1. *drain*: what the job had written before it ended may still be on its way, and connections still
+   close; that is waited for (ownerless TCP connections, for `drain_seconds` at most);
+2. *settle*: the plan is switched off in the kernel, and one grace period later no program that saw
+   it switched on is still running, so the counters can never change again;
+3. the counters are read a last time, the final record is made durable, and only then is the sandbox
+   condemned. A journal that cannot be written (full disk) keeps the sandbox and is tried again.
+
+Steps 2 and 3 are done for all attachments that ended meanwhile at once, because grace periods and
+disk flushes cost the same for many as for one. Sampling and settling exclude each other, so the
+records of one attachment are numbered in one sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from lark_agent.accounting.journal import Process
+from lark_agent.accounting.sampler import read, sample
+from lark_agent.datapath import SlotPlan
+from lark_agent.errors import LarkError, StoreError, Unavailable
+from lark_agent.linux import namespaces, process, sockets
+from lark_agent.model import Connectivity, ExitReason, Record, new_attachment_id
+from lark_agent.sandbox import addressing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lark_agent.accounting.journal import Journal
+    from lark_agent.agent.tasks import OwnThread, Tasks
+    from lark_agent.datapath import Datapath
+    from lark_agent.model import Job, NetworkPlan, Usage
+    from lark_agent.sandbox.connectivity import Sandbox
+    from lark_agent.sandbox.pool import Pool
+
+_DRAIN_POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)
+_REAP_SECONDS = 0.5
+_RETRY_SECONDS = 1.0
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Attachment:
+    """One job in its sandbox; `record` is replaced by every sample."""
+
+    record: Record
+    sandbox: Sandbox
+    process: Process
+    pidfd: int
+    """-1 if the process was gone when the agent came back."""
+    not_started: int | None = None
+    """Exit status of a wrapper that could not start the job."""
+    outcome_known: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the wrapper's conversation with the gate is over."""
+
+
+class Attachments:
+    """All living attachments of this worker."""
+
+    def __init__(
+        self,
+        worker: str,
+        datapath: Datapath,
+        pool: Pool,
+        journal: Journal,
+        journal_thread: OwnThread,
+        kernel_thread: OwnThread,
+        tasks: Tasks,
+        drain_seconds: float,
+        clock_ns: Callable[[], int],
+    ) -> None:
+        self._worker = worker
+        self._datapath = datapath
+        self._pool = pool
+        self._journal = journal
+        self._in_journal = journal_thread
+        self._in_kernel = kernel_thread
+        self._tasks = tasks
+        self._drain_seconds = drain_seconds
+        self._clock_ns = clock_ns
+        self._boot_id = boot_id()
+        self._living: dict[str, Attachment] = {}
+        self._ended: list[Attachment] = []
+        self._settle_wanted = asyncio.Event()
+        self._numbering = asyncio.Lock()
+        self.changed = asyncio.Event()
+        """Set whenever the journal has news for the collector."""
+
+    def __len__(self) -> int:
+        return len(self._living)
+
+    def sandboxes(self) -> list[Sandbox]:
+        """Return the sandboxes that hold a job."""
+        return [attachment.sandbox for attachment in self._living.values()]
+
+    async def begin(
+        self, job: Job, plan: NetworkPlan, sandbox: Sandbox, pidfd: int, pid: int
+    ) -> Attachment:
+        """Attach a job to a sandbox; takes over `pidfd`. Raises Unavailable if nothing can be recorded."""
+        now = self._clock_ns()
+        record = Record(
+            new_attachment_id(now, os.urandom(10)), self._worker, sandbox.slot, job, plan.profile,
+            plan.connectivity, started_ns=now, sampled_ns=now,
+            first_port=sandbox.first_port, last_port=sandbox.last_port,
+        )  # fmt: skip
+        here = Process(pid, process.start_time(pid), self._boot_id)
+        attachment = Attachment(record, sandbox, here, pidfd)
+        if sandbox.connectivity != Connectivity.NONE:
+            assert sandbox.ipv4 is not None
+            mac = bytes.fromhex(addressing.mac_inside(sandbox.slot).replace(":", ""))
+            classes = self._datapath.classes.mask(plan.reach)
+            self._datapath.reset(sandbox.slot)
+            self._datapath.activate(
+                sandbox.slot, SlotPlan(sandbox.ipv4, sandbox.ipv6, mac, classes)
+            )
+        try:
+            await self._in_journal(lambda: self._journal.begin(record, here))
+        except StoreError as error:
+            self._datapath.deactivate(sandbox.slot)
+            raise Unavailable(f"the worker cannot record the job: {error}") from error
+        self.adopt(attachment)
+        self.changed.set()
+        log.info(
+            "attached", attachment=record.attachment_id, slot=sandbox.slot, job=job.job_id, owner=job.owner,
+            uid=job.uid, verified=job.verified, profile=plan.profile, pid=pid,
+        )  # fmt: skip
+        return attachment
+
+    def adopt(self, attachment: Attachment) -> None:
+        """Watch over an attachment whose plan holds already."""
+        self._living[attachment.record.attachment_id] = attachment
+        if attachment.pidfd < 0:
+            self._tasks.once("end", self._end(attachment, ExitReason.AGENT_ABSENT))
+            return
+        loop = asyncio.get_running_loop()
+        loop.add_reader(attachment.pidfd, self._fired, attachment)
+
+    def _fired(self, attachment: Attachment) -> None:
+        asyncio.get_running_loop().remove_reader(attachment.pidfd)
+        self._tasks.once("end", self._end(attachment, None))
+
+    async def _end(self, attachment: Attachment, reason: ExitReason | None) -> None:
+        ended_ns = self._clock_ns()
+        status = None
+        if attachment.pidfd >= 0:
+            status = process.wait_status(attachment.pidfd, attachment.process.pid)
+        await self._drain(attachment)
+        if attachment.pidfd >= 0 and status is None:
+            status = await self._wait_status(attachment)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(attachment.outcome_known.wait(), _REAP_SECONDS)
+        if reason is None:
+            reason, number = _exit(status, attachment.not_started)
+        else:
+            number = 0
+        attachment.record = replace(
+            attachment.record, ended_ns=ended_ns, exit_reason=reason, exit_status=number
+        )
+        self._ended.append(attachment)
+        self._settle_wanted.set()
+
+    async def _drain(self, attachment: Attachment) -> None:
+        if attachment.sandbox.connectivity == Connectivity.NONE:
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._drain_seconds
+        name, polls = attachment.sandbox.name, iter(_DRAIN_POLL_SECONDS)
+        pause = 0.0
+        while loop.time() < deadline:
+            try:
+                left = await asyncio.to_thread(namespaces.run_inside, name, sockets.undelivered)
+            except (LarkError, OSError) as error:
+                log.warning(
+                    "cannot see what is undelivered", slot=attachment.sandbox.slot, error=str(error)
+                )
+                return
+            if left == 0:
+                return
+            pause = next(polls, pause)
+            await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
+        log.info("cut undelivered connections", attachment=attachment.record.attachment_id)
+
+    async def _wait_status(self, attachment: Attachment) -> int | None:
+        """Ask again until the parent has waited for the job: from then on newer kernels tell."""
+        for _ in range(10):
+            status = process.wait_status(attachment.pidfd, attachment.process.pid)
+            if status is not None or process.start_time(attachment.process.pid) == 0:
+                return status
+            await asyncio.sleep(_REAP_SECONDS / 10)
+        return None
+
+    async def settle(self) -> None:
+        """Write final records of what ended, for ever; a background task."""
+        while True:
+            await self._settle_wanted.wait()
+            self._settle_wanted.clear()
+            batch, self._ended = self._ended, []
+            try:
+                async with self._numbering:
+                    await self._finish(batch)
+            except LarkError as error:
+                log.error("cannot finish attachments yet", count=len(batch), error=str(error))
+                self._tasks.errors["settle"] += 1
+                self._ended.extend(batch)
+                await asyncio.sleep(_RETRY_SECONDS)
+                self._settle_wanted.set()
+
+    async def _finish(self, batch: list[Attachment]) -> None:
+        counted = [a for a in batch if a.sandbox.connectivity != Connectivity.NONE]
+
+        def last_words() -> dict[int, Usage]:
+            slots = [attachment.sandbox.slot for attachment in counted]
+            for slot in slots:
+                self._datapath.deactivate(slot)
+            self._datapath.settle()
+            return read(self._datapath, slots)
+
+        usage = await self._in_kernel(last_words) if counted else {}
+        now = self._clock_ns()
+        finals = []
+        for attachment in batch:
+            record = attachment.record
+            final = record.sampled(usage.get(record.slot, record.usage), now)
+            finals.append(replace(final, final=True))
+        await self._in_journal(lambda: self._journal.save(finals))
+        for attachment, final in zip(batch, finals, strict=True):
+            attachment.record = final
+            self._let_go(attachment)
+        self.changed.set()
+
+    def _let_go(self, attachment: Attachment) -> None:
+        record = attachment.record
+        del self._living[record.attachment_id]
+        if attachment.pidfd >= 0:
+            os.close(attachment.pidfd)
+        self._pool.condemn(attachment.sandbox)
+        log.info(
+            "final", attachment=record.attachment_id, slot=record.slot, job=record.job.job_id, owner=record.job.owner,
+            reason=record.exit_reason, status=record.exit_status, sent=record.usage.sent.bytes,
+            received=record.usage.received.bytes, dropped=record.usage.dropped.packets,
+        )  # fmt: skip
+
+    async def sample(self) -> None:
+        """Read all counters once and make the records durable. Raises LarkError."""
+        async with self._numbering:
+            running = [
+                a for a in self._living.values() if a.sandbox.connectivity != Connectivity.NONE
+            ]
+            if not running:
+                return
+            records = [attachment.record for attachment in running]
+            now = self._clock_ns()
+            newer = await self._in_kernel(lambda: sample(self._datapath, records, now))
+            # an attachment may have ended while the counters were read: keep what _end wrote
+            for attachment, record in zip(running, newer, strict=True):
+                attachment.record = replace(
+                    attachment.record,
+                    usage=record.usage, sampled_ns=record.sampled_ns, sequence=record.sequence,
+                )  # fmt: skip
+            await self._in_journal(lambda: self._journal.save(newer))
+        self.changed.set()
+
+
+def boot_id() -> str:
+    """Return the kernel's random name of this boot."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123  one line
+        return file.read().strip()
+
+
+def _exit(status: int | None, not_started: int | None) -> tuple[ExitReason, int]:
+    if not_started is not None:
+        return ExitReason.NOT_STARTED, not_started
+    if status is None:
+        return ExitReason.ENDED, 0
+    if os.WIFSIGNALED(status):
+        return ExitReason.SIGNALED, int(signal.Signals(os.WTERMSIG(status)))
+    return ExitReason.EXITED, os.WEXITSTATUS(status)

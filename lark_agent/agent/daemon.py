@@ -1,0 +1,337 @@
+"""The agent: what it is made of, in which order it starts, and how it stops.
+
+Start: lock (one agent a worker), machine checks, datapath (before any thread of grpc exists: the
+bcc loader runs a child), what sandboxes share, journal, recovery of an earlier run, pool, services,
+READY=1. Whatever fails on the way is one LarkError; what was set up for nobody is taken down again.
+
+Stop (SIGTERM, SIGINT): no new jobs, one last sample, idle sandboxes dismantled. Jobs that run keep
+running: their sandboxes, programs and counters stay in the kernel, and the next agent takes them
+over. When none runs, nothing of the agent stays but the journal.
+
+Reload (SIGHUP): destination classes, profiles and rules are read anew and hold for the jobs that
+start from then on; any error keeps everything as it was. All other settings need a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import time
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+
+from lark_agent import datapath
+from lark_agent.accounting.journal import Journal
+from lark_agent.agent.attachments import Attachments
+from lark_agent.agent.gate import Gate
+from lark_agent.agent.recovery import Found, recover
+from lark_agent.agent.reporter import Reporter
+from lark_agent.agent.status import StatusServicer
+from lark_agent.agent.tasks import OwnThread, Tasks
+from lark_agent.config import AGENT_FILE, AgentSettings, load
+from lark_agent.errors import LarkError, PrerequisiteError
+from lark_agent.linux import nftables, systemd
+from lark_agent.model import Connectivity
+from lark_agent.policy.site import SitePolicy
+from lark_agent.rpc.frontdoor import FrontDoor
+from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
+from lark_agent.rpc.queries import QueryServicer
+from lark_agent.sandbox import firewall
+from lark_agent.sandbox.addressing import Addressing
+from lark_agent.sandbox.nat import NatDriver
+from lark_agent.sandbox.none import NoneDriver
+from lark_agent.sandbox.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VERSION = version("lark-agent")
+JOURNAL_NAME = "journal.sqlite"
+_PRUNE_SECONDS = 600.0
+_DAY_NS = 86_400 * 10**9
+_IDLE_OTHERS = 2
+"""Sandboxes kept ready of a connectivity that is not the default profile's."""
+
+log = structlog.get_logger(__name__)
+
+
+class Daemon:
+    """A running agent: works from the start to the end of an `async with` block."""
+
+    def __init__(self, settings: AgentSettings, file: Path | None) -> None:
+        self._settings = settings
+        self._file = file
+        self._policy = SitePolicy.compile(settings)
+        self._numbers = Addressing.of(settings)
+        self._run_directory = Path(settings.paths.run)
+        self._started_ns = time.time_ns()
+        self._tasks = Tasks()
+        self._stack = contextlib.AsyncExitStack()
+        self._reporter: Reporter | None = None
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def _start(self, stack: contextlib.AsyncExitStack) -> None:
+        settings = self._settings
+        stack.callback(_lock(self._run_directory))
+        self._in_kernel, self._in_journal = OwnThread("kernel"), OwnThread("journal")
+        stack.callback(self._in_journal.close)
+        stack.callback(self._in_kernel.close)
+        journal_file = Path(settings.paths.state) / JOURNAL_NAME
+        self._journal = await self._in_journal(lambda: Journal(journal_file))
+        stack.callback(self._journal.close)
+        answers = await self._in_journal(lambda: Journal(journal_file))
+        stack.callback(answers.close)
+        # what shows that this machine cannot do it must fail before anything is set up
+        self._nat = await self._in_kernel(
+            lambda: NatDriver(
+                self._numbers, settings.uplink.interface, self._run_directory / "resolv.conf"
+            )
+        )
+        stack.callback(self._nat.close)
+        found = await self._in_kernel(self._recover)
+        self._datapath = await self._in_kernel(self._load_datapath)
+        stack.callback(self._datapath.close)
+        self._nat.use(self._datapath)
+        await self._in_kernel(self._nat.prepare)
+        await self._in_kernel(lambda: self._renew(found))
+        if self._nat.resolver.problem:
+            log.warning("names will not resolve in sandboxes", problem=self._nat.resolver.problem)
+        stack.push_async_callback(self._take_down)
+        self._begin_work(found)
+        stack.push_async_callback(self._tasks.stop)
+        await self._open_services(stack, answers)
+
+    def _renew(self, found: Found) -> None:
+        for attachment in found.adopted:
+            self._nat.renew(attachment.sandbox)
+
+    def _recover(self) -> Found:
+        return recover(self._journal, self._numbers, self._run_directory / "numbering")
+
+    def _load_datapath(self) -> datapath.Datapath:
+        settings = self._settings
+        loaded = datapath.load(
+            Path(settings.paths.bpffs),
+            settings.pool.slots,
+            settings.datapath.loader,
+            settings.datapath.python,
+        )
+        numbers = self._numbers
+        loaded.set_classes(
+            settings.classes,
+            peers=(numbers.network4, numbers.network6),
+            gateways=(numbers.gateway4, numbers.gateway6),
+        )
+        return loaded
+
+    def _begin_work(self, found: Found) -> None:
+        settings = self._settings
+        held = {attachment.sandbox.slot for attachment in found.adopted}
+        drivers = {Connectivity.NAT: self._nat, Connectivity.NONE: NoneDriver()}
+        usual = settings.all_profiles[settings.default_profile].connectivity
+        ready = {
+            kind: settings.pool.ready if kind == usual else min(_IDLE_OTHERS, settings.pool.ready)
+            for kind in drivers
+        }
+        leftover = {sandbox.slot for sandbox in found.leftovers}
+        slots = [slot for slot in range(settings.pool.slots) if slot not in held | leftover]
+        self._pool = Pool(
+            drivers, ready, slots, settings.nat.rest_seconds, self._in_kernel, time.monotonic
+        )
+        for sandbox in found.leftovers:
+            self._pool.condemn(sandbox)
+        self._attachments = Attachments(
+            settings.worker_name, self._datapath, self._pool, self._journal, self._in_journal,
+            self._in_kernel, self._tasks, settings.pool.drain_seconds, time.time_ns,
+        )  # fmt: skip
+        for attachment in found.adopted:
+            self._attachments.adopt(attachment)
+        self._tasks.keep("pool", self._pool.keep)
+        self._tasks.keep("settle", self._attachments.settle)
+        self._tasks.keep("sample", self._sample)
+        self._tasks.keep("prune", self._prune)
+        if settings.collector.address:
+            self._reporter = Reporter(
+                settings.collector.address, settings.worker_name, VERSION, self._journal, self._in_journal,
+                self._attachments.changed,
+            )  # fmt: skip
+            self._tasks.keep("report", self._reporter.run)
+
+    async def _open_services(self, stack: contextlib.AsyncExitStack, answers: Journal) -> None:
+        settings = self._settings
+        self._gate = Gate(
+            self._run_directory / "run.sock", lambda: self._policy, self._pool, self._attachments,
+            settings.pool.wait_seconds, frozenset(settings.trusted_launchers),
+        )  # fmt: skip
+        door = await stack.enter_async_context(FrontDoor(self._run_directory / "agent.sock"))
+        server = grpc.aio.server()
+        queries = QueryServicer(answers, door.caller, settings.admin_group)
+        stack.callback(queries.close)
+        query_pb2_grpc.add_QueryServicer_to_server(queries, server)
+        agent_pb2_grpc.add_AgentServicer_to_server(StatusServicer(self._status), server)
+        health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        names = [
+            query_pb2.DESCRIPTOR.services_by_name["Query"].full_name,
+            agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name,
+        ]
+        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        reflection.enable_server_reflection((*names, health_name, reflection.SERVICE_NAME), server)
+        server.add_insecure_port(door.address)
+        await server.start()
+        stack.push_async_callback(server.stop, 0.5)
+        for name in ("", *names):
+            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await door.open()
+        self._gate.open()
+        stack.push_async_callback(self._gate.close)
+
+    async def _sample(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.accounting.interval_seconds)
+            try:
+                await self._attachments.sample()
+                await self._follow_host()
+            except LarkError as error:  # a full disk or a lost uplink passes; keep the rhythm
+                self._tasks.errors["sample"] += 1
+                log.error("sampling failed", error=str(error))
+
+    async def _follow_host(self) -> None:
+        sandboxes = [*self._attachments.sandboxes(), *self._pool.idle()]
+
+        def follow() -> bool:
+            self._nat.write_resolv_conf()
+            return self._nat.follow_uplink(sandboxes)
+
+        if await self._in_kernel(follow):
+            log.info(
+                "uplink changed", interface=self._nat.uplink.interface, mtu=self._nat.uplink.mtu
+            )
+
+    async def _prune(self) -> None:
+        while True:
+            before = time.time_ns() - int(self._settings.accounting.history_days * _DAY_NS)
+            unreported = not self._settings.collector.address
+            await self._in_journal(
+                lambda b=before: self._journal.prune(b, unacknowledged_too=unreported)
+            )  # type: ignore[misc]  # bound as a default
+            await asyncio.sleep(_PRUNE_SECONDS)
+
+    async def _status(self) -> agent_pb2.GetStatusResponse:
+        unacknowledged = await self._in_journal(self._journal.count_unacknowledged)
+        return agent_pb2.GetStatusResponse(
+            worker=self._settings.worker_name,
+            version=VERSION,
+            started_ns=self._started_ns,
+            loader=self._settings.datapath.loader,
+            uplink=self._nat.uplink.interface,
+            mtu=self._nat.uplink.mtu,
+            slots=self._settings.pool.slots,
+            ready=self._pool.ready,
+            attached=len(self._attachments),
+            condemned=self._pool.condemned,
+            collector=self._settings.collector.address,
+            collector_state=self._reporter.state if self._reporter else "",
+            unacknowledged=unacknowledged,
+            refusals=self._gate.refusals,
+            errors=self._tasks.errors + Counter(build=self._pool.build_errors),
+        )
+
+    def reload(self) -> None:
+        """Take over classes, profiles and rules from the configuration file, or keep all on any error."""
+        try:
+            fresh = load(AgentSettings, self._file, AGENT_FILE)
+            policy = SitePolicy.compile(fresh)
+            numbers = self._numbers
+            self._datapath.set_classes(
+                fresh.classes,
+                peers=(numbers.network4, numbers.network6),
+                gateways=(numbers.gateway4, numbers.gateway6),
+            )
+        except LarkError as error:
+            log.error("reload refused, the old rules stay", error=str(error))
+            return
+        self._policy = policy
+        log.info("reloaded", classes=len(fresh.classes), rules=len(fresh.rules))
+
+    def _remove_firewall(self) -> None:
+        nftables.run(firewall.removal())
+
+    def _remove_pins(self) -> None:
+        datapath.unload(Path(self._settings.paths.bpffs))
+
+    async def _take_down(self) -> None:
+        """Leave only what running jobs need."""
+        with contextlib.suppress(LarkError):
+            await self._attachments.sample()
+        await self._pool.empty()
+        if not len(self._attachments):
+            for step in (self._remove_firewall, self._remove_pins):
+                try:
+                    await self._in_kernel(step)
+                except LarkError as error:
+                    log.error("taking down", error=str(error))
+        else:
+            log.info("jobs keep their networks", attached=len(self._attachments))
+
+
+def _lock(run_directory: Path) -> Callable[[], None]:
+    """Make sure that no other agent works here; returns what unlocks."""
+    try:
+        run_directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        descriptor = os.open(
+            run_directory / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+    except OSError as error:
+        raise PrerequisiteError(
+            f"cannot write to {run_directory}: {error.strerror}; run lark-agent as root"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        other = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown pid"
+        os.close(descriptor)
+        raise PrerequisiteError(
+            f"another lark-agent (pid {other}) already works on this worker ({run_directory}/agent.lock); "
+            "stop it first"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return lambda: os.close(descriptor)
+
+
+async def run(settings: AgentSettings, file: Path | None) -> None:
+    """Work until SIGTERM or SIGINT. Raises LarkError if the agent cannot start."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Daemon(settings, file) as daemon:
+        loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+        log.info("agent serves", worker=settings.worker_name, version=VERSION)
+        systemd.notify("READY=1", "STATUS=giving jobs their networks")
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), systemd.watchdog_interval())
+            systemd.notify("WATCHDOG=1")
+        systemd.notify("STOPPING=1")
+        log.info("agent stops")

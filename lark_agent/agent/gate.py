@@ -1,0 +1,255 @@
+"""The run socket: where a job asks for its network and gets it, or a reason why not.
+
+Any user may connect; every word received is the user's, except for what the kernel says about the
+process (`SO_PEERCRED`, a pidfd, its network namespace, its parent). One connection is one
+conversation: one request, one answer, then at most one datagram that says that the job could not be
+started after all. A caller that hangs up while it waits for a sandbox costs nothing more; one that
+sends nothing is cut after a few seconds. Connections are limited over all and for each user.
+
+Refused are callers in another network namespace than the agent's (they are in a sandbox already, or
+in one they made: comparing namespaces cannot be raced as comparing pids could), and root, whom no
+sandbox can hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pwd
+import socket
+from collections import Counter
+from typing import TYPE_CHECKING, TypeVar
+
+import structlog
+
+from lark_agent.errors import InvalidRequest, PolicyRefusal, PrerequisiteError, Refused, Unavailable
+from lark_agent.hooks import request as wire
+from lark_agent.hooks.identity import Caller, identify
+from lark_agent.linux import namespaces, process
+from lark_agent.model import Connectivity
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from lark_agent.agent.attachments import Attachment, Attachments
+    from lark_agent.policy.site import SitePolicy
+    from lark_agent.sandbox.pool import Pool
+
+_REQUEST_SECONDS = 5.0
+_START_SECONDS = 60.0
+_MOST, _MOST_PER_USER = 2048, 1024
+_BACKLOG = 1024
+Result = TypeVar("Result")
+log = structlog.get_logger(__name__)
+
+
+class Gate:
+    """Listens on the run socket while it is open."""
+
+    def __init__(
+        self,
+        path: Path,
+        policy: Callable[[], SitePolicy],
+        pool: Pool,
+        attachments: Attachments,
+        wait_seconds: float,
+        trusted_launchers: frozenset[str],
+    ) -> None:
+        self._path = path
+        self._policy = policy
+        self._pool = pool
+        self._attachments = attachments
+        self._wait_seconds = wait_seconds
+        self._trusted_launchers = trusted_launchers
+        self._host = namespaces.identity("/proc/self/ns/net")
+        self._open_by_user: Counter[int] = Counter()
+        self._conversations: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
+        self.refusals: Counter[str] = Counter()
+
+    def open(self) -> None:
+        """Start to listen. Raises PrerequisiteError if the socket cannot be made."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.unlink(missing_ok=True)
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._listener.bind(str(self._path))
+            self._path.chmod(0o666)
+            self._listener.listen(_BACKLOG)
+        except OSError as error:
+            raise PrerequisiteError(
+                f"cannot listen on {self._path}: {error.strerror}; run as root, check [paths] run"
+            ) from error
+        self._listener.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    async def close(self) -> None:
+        """Stop to listen; conversations that wait are refused."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
+        for task in self._conversations:
+            task.cancel()
+        await asyncio.gather(*self._conversations, return_exceptions=True)
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        try:
+            connection, _ = self._listener.accept()
+        except OSError as error:  # out of descriptors, or the caller is gone again
+            log.warning("cannot accept on the run socket", error=str(error))
+            return
+        connection.setblocking(False)
+        peer = process.peer(connection)
+        if self._open_by_user.total() >= _MOST or self._open_by_user[peer.uid] >= _MOST_PER_USER:
+            self._refuse(
+                connection, Unavailable("too many jobs of yours wait for a network; try again")
+            )
+            connection.close()
+            return
+        self._open_by_user[peer.uid] += 1
+        task = asyncio.ensure_future(self._converse(connection, peer))
+        self._conversations.add(task)
+        task.add_done_callback(self._conversations.discard)
+
+    async def _converse(self, connection: socket.socket, peer: process.Peer) -> None:
+        try:
+            attachment = await self._admit(connection, peer)
+            if attachment is not None:
+                try:
+                    await self._outcome(connection, attachment)
+                finally:
+                    attachment.outcome_known.set()
+        except Refused as error:
+            log.warning("refused", uid=peer.uid, pid=peer.pid, error=str(error))
+            self._refuse(connection, error)
+        except asyncio.CancelledError:
+            self._refuse(connection, Unavailable("the agent is stopping; try again"))
+            raise
+        except Exception as error:
+            log.exception("a request failed", uid=peer.uid, pid=peer.pid)
+            self._refuse(connection, error)
+        finally:
+            self._open_by_user[peer.uid] -= 1
+            connection.close()
+
+    async def _admit(self, connection: socket.socket, peer: process.Peer) -> Attachment | None:
+        if not await _readable(connection, _REQUEST_SECONDS):
+            raise InvalidRequest(f"no request within {_REQUEST_SECONDS:g} s")
+        request = wire.receive(connection)
+        if request is None:
+            return None
+        pidfd = self._check(connection, peer)
+        try:
+            caller = Caller(peer.pid, peer.uid, await _user(peer.uid), self._launched(peer.pid))
+            job, ad = identify(request, caller)
+            plan = self._policy().plan(job, ad, request.options.get("profile", ""))
+            sandbox = await _unless_hung_up(
+                connection, self._pool.take(plan.connectivity, self._wait_seconds)
+            )
+            if sandbox is None or not process.alive(pidfd):
+                if sandbox is not None:
+                    self._pool.put_back(sandbox)
+                return None
+            try:
+                attachment = await self._attachments.begin(job, plan, sandbox, pidfd, peer.pid)
+            except BaseException:
+                self._pool.condemn(sandbox)
+                raise
+            pidfd = -1  # the attachment's now
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
+        self._grant(connection, attachment)
+        return attachment
+
+    def _check(self, connection: socket.socket, peer: process.Peer) -> int:
+        """Return a pidfd of the caller if a sandbox can be given to it at all."""
+        if peer.uid == 0:
+            raise PolicyRefusal("root cannot be held in a sandbox; run the job as its user")
+        if peer.pid == 0:
+            raise InvalidRequest(
+                "the caller is outside this worker's process tree (another pid namespace)"
+            )
+        pidfd = process.open_peer(connection, peer.pid)
+        network = process.network_identity(peer.pid)
+        if network != self._host or not process.alive(pidfd):
+            os.close(pidfd)
+            raise PolicyRefusal(
+                "the caller is not in the worker's own network: it is in a sandbox already; "
+                "start the command directly"
+            )
+        return pidfd
+
+    def _launched(self, pid: int) -> bool:
+        """Tell whether the batch system itself started the caller."""
+        parent = process.parent(pid)
+        return (
+            parent > 1
+            and process.real_uid(parent) == 0
+            and process.command(parent) in self._trusted_launchers
+        )
+
+    def _grant(self, connection: socket.socket, attachment: Attachment) -> None:
+        descriptor = os.open(namespaces.path(attachment.sandbox.name), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            resolv_conf = attachment.sandbox.connectivity != Connectivity.NONE
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its pidfd will say
+                wire.send_grant(connection, descriptor, resolv_conf=resolv_conf)
+        finally:
+            os.close(descriptor)
+
+    async def _outcome(self, connection: socket.socket, attachment: Attachment) -> None:
+        """Listen for the word that the job could not be started; silence until the end means it was."""
+        if not await _readable(connection, _START_SECONDS):
+            return
+        try:
+            failure = wire.failure(connection.recv(wire.MAX_REPLY))
+        except OSError:
+            return
+        if failure is not None:
+            attachment.not_started, text = failure
+            log.warning("job not started", attachment=attachment.record.attachment_id, error=text)
+
+    def _refuse(self, connection: socket.socket, error: BaseException) -> None:
+        self.refusals[type(error).__name__] += 1
+        with contextlib.suppress(OSError):
+            wire.send_refusal(connection, error)
+
+
+async def _readable(connection: socket.socket, timeout: float | None) -> bool:  # noqa: ASYNC109  None: no bound
+    """Wait until a datagram or the end is there."""
+    loop = asyncio.get_running_loop()
+    there: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(connection, lambda: there.done() or there.set_result(None))
+    try:
+        done, _ = await asyncio.wait([there], timeout=timeout)
+        return bool(done)
+    finally:
+        loop.remove_reader(connection)
+
+
+async def _unless_hung_up(connection: socket.socket, work: Awaitable[Result]) -> Result | None:
+    """Await `work`, or cancel it and return None once the caller closes the connection."""
+    task = asyncio.ensure_future(work)
+    hangup = asyncio.ensure_future(_readable(connection, None))
+    try:
+        await asyncio.wait([task, hangup], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return None
+    finally:
+        for pending in (task, hangup):
+            pending.cancel()
+        await asyncio.gather(task, hangup, return_exceptions=True)
+
+
+async def _user(uid: int) -> str:
+    """Return the name of a user; directory services may be slow, so not in the loop's thread."""
+    try:
+        return (await asyncio.to_thread(pwd.getpwuid, uid)).pw_name
+    except KeyError:
+        return str(uid)

@@ -1,0 +1,125 @@
+"""What an agent finds when it starts: attachments of an earlier run, and leftovers.
+
+The kernel went on counting and checking without the agent: programs, maps and namespaces are pinned.
+So each attachment that the journal knows as living is one of three:
+
+* its process still runs (same pid, same start time, same boot): it is adopted;
+* its process ended meanwhile: it is finished with the kernel's true totals (`agent-absent`);
+* the machine was rebooted: counters are gone, it is closed with its last durable totals (`truncated`).
+
+Every other namespace or interface that carries our names is dismantled.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import structlog
+
+from lark_agent.agent.attachments import Attachment, boot_id
+from lark_agent.errors import KernelError, PrerequisiteError
+from lark_agent.linux import namespaces, process
+from lark_agent.linux.links import Links
+from lark_agent.model import Connectivity, ExitReason
+from lark_agent.sandbox import addressing
+from lark_agent.sandbox.connectivity import Sandbox
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lark_agent.accounting.journal import Journal, Living
+    from lark_agent.sandbox.addressing import Addressing
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What to do with what was found."""
+
+    adopted: tuple[Attachment, ...]
+    leftovers: tuple[Sandbox, ...]
+
+
+def recover(journal: Journal, numbers: Addressing, numbering: Path) -> Found:
+    """Sort out the past; closes what a reboot truncated.
+
+    `numbering` is the file that remembers the arithmetic of the earlier run. Raises
+    PrerequisiteError if jobs still run with another one.
+    """
+    adopted = []
+    for living in journal.living():
+        if living.process.boot_id != boot_id():
+            _truncate(journal, living)
+            continue
+        adopted.append(_adopt(living, numbers))
+    if adopted and numbering.exists() and numbering.read_text(encoding="utf-8") != repr(numbers):
+        _close(adopted)
+        raise PrerequisiteError(
+            f"{len(adopted)} jobs still run with other addresses or NAT ports than now configured; "
+            "restore [addresses], [nat] and [pool] slots until they have ended"
+        )
+    numbering.write_text(repr(numbers), encoding="utf-8")
+    held = {attachment.sandbox.slot for attachment in adopted}
+    return Found(tuple(adopted), tuple(_leftovers(held, numbers)))
+
+
+def _adopt(living: Living, numbers: Addressing) -> Attachment:
+    record, known = living.record, living.process
+    pidfd = -1
+    if process.start_time(known.pid) == known.start_time:
+        try:
+            pidfd = process.open_pid(known.pid)
+        except KernelError:
+            pidfd = -1
+        if pidfd >= 0 and process.start_time(known.pid) != known.start_time:
+            _close_descriptor(pidfd)  # the number was given to another process just now
+            pidfd = -1
+    attachment = Attachment(
+        record, _sandbox(record.slot, record.connectivity, numbers), known, pidfd
+    )
+    attachment.outcome_known.set()
+    log.info(
+        "found attachment", attachment=record.attachment_id, running=pidfd >= 0, slot=record.slot
+    )
+    return attachment
+
+
+def _sandbox(slot: int, connectivity: Connectivity, numbers: Addressing) -> Sandbox:
+    if connectivity == Connectivity.NONE:
+        return Sandbox(slot, connectivity)
+    with Links() as links:
+        index = links.index(addressing.name(slot))
+    first, last = numbers.block(slot)
+    return Sandbox(slot, connectivity, numbers.ipv4(slot), numbers.ipv6(slot), index, first, last)
+
+
+def _truncate(journal: Journal, living: Living) -> None:
+    record = living.record
+    final = replace(
+        record.sampled(record.usage, record.sampled_ns),
+        ended_ns=record.sampled_ns, final=True, exit_reason=ExitReason.TRUNCATED,
+    )  # fmt: skip
+    journal.save([final])
+    log.warning("closed after a reboot", attachment=record.attachment_id, job=record.job.job_id)
+
+
+def _leftovers(held: set[int], numbers: Addressing) -> list[Sandbox]:
+    with Links() as links:
+        found = set(links.names(addressing.PREFIX)) | set(namespaces.names(addressing.PREFIX))
+    slots = {slot for name in found if (slot := addressing.slot_of(name)) is not None}
+    return [
+        _sandbox(slot, Connectivity.NAT, numbers) for slot in sorted(slots - held) if slot < 4096
+    ]
+
+
+def _close(attachments: list[Attachment]) -> None:
+    for attachment in attachments:
+        _close_descriptor(attachment.pidfd)
+
+
+def _close_descriptor(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)

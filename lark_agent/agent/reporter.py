@@ -1,0 +1,128 @@
+"""The stream to the collector: whatever is not acknowledged yet is sent, until it is.
+
+The journal is the queue: a batch of unacknowledged records is read from it, sent, and marked when
+the collector says that it is durable there. Records are cumulative and keyed, so a lost
+acknowledgement costs one repetition. A collector that is down, slow or refuses is tried again with
+growing pauses; jobs do not notice and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+import grpc
+import structlog
+
+from lark_agent.errors import RemoteError
+from lark_agent.rpc.convert import record_to_wire
+from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
+
+if TYPE_CHECKING:
+    from lark_agent.accounting.journal import Journal
+    from lark_agent.agent.tasks import OwnThread
+
+PROTOCOL = 1
+_BATCH = 500
+_ANSWER_SECONDS = 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_OPTIONS = [
+    # notice within a minute that the other end is gone without a word
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.enable_http_proxy", 0),
+]
+log = structlog.get_logger(__name__)
+
+
+class Reporter:
+    """Sends the journal's records to one collector."""
+
+    def __init__(
+        self,
+        address: str,
+        worker: str,
+        version: str,
+        journal: Journal,
+        journal_thread: OwnThread,
+        changed: asyncio.Event,
+    ) -> None:
+        self._address = address
+        self._hello = report_pb2.Hello(protocol=PROTOCOL, worker=worker, version=version)
+        self._journal = journal
+        self._in_journal = journal_thread
+        self._changed = changed
+        self.state = "connecting"
+
+    async def run(self) -> None:
+        """Report for ever; a background task."""
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                async with grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel:
+                    await self._stream(channel)
+            except grpc.aio.AioRpcError as error:
+                self._failed(f"{error.code().name}: {error.details()}")
+            except (RemoteError, TimeoutError) as error:
+                self._failed(str(error) or f"no answer within {_ANSWER_SECONDS:g} s")
+            if self._was_connected:
+                pause = _FIRST_PAUSE
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  spreads workers, not a secret
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+    _was_connected = False
+
+    def _failed(self, why: str) -> None:
+        if why != self.state:  # say it once, not at every attempt
+            log.warning("cannot report", collector=self._address, error=why)
+        self._was_connected = self.state == "connected"
+        self.state = why
+
+    async def _stream(self, channel: grpc.aio.Channel) -> None:
+        stub: report_pb2_grpc.CollectorAsyncStub = report_pb2_grpc.CollectorStub(channel)
+        call = stub.Report()
+        await call.write(report_pb2.WorkerMessage(hello=self._hello))
+        answer = await _read(call)
+        if not answer.HasField("welcome") or answer.welcome.protocol != PROTOCOL:
+            raise RemoteError(
+                f"the collector speaks protocol {answer.welcome.protocol}, this agent {PROTOCOL}; "
+                "install the same release on both"
+            )
+        log.info("reporting", collector=self._address, version=answer.welcome.version)
+        self.state = "connected"
+        number = 0
+        while True:
+            self._changed.clear()
+            records = await self._in_journal(lambda: self._journal.unacknowledged(_BATCH))
+            if not records:
+                await self._wait_for_news(call)
+                continue
+            number += 1
+            batch = report_pb2.Batch(number=number, records=map(record_to_wire, records))
+            await call.write(report_pb2.WorkerMessage(batch=batch))
+            while (await _read(call)).acknowledgement.number < number:
+                pass
+            await self._in_journal(lambda records=records: self._journal.acknowledge(records))  # type: ignore[misc]  # bound as a default
+
+    async def _wait_for_news(self, call: grpc.aio.StreamStreamCall[object, object]) -> None:
+        """Wait until the journal changed or the stream ended."""
+        news = asyncio.ensure_future(self._changed.wait())
+        end = asyncio.ensure_future(call.code())
+        try:
+            await asyncio.wait([news, end], return_when=asyncio.FIRST_COMPLETED)
+            if end.done():
+                raise RemoteError(f"the collector ended the stream: {await call.details()}")
+        finally:
+            news.cancel()
+            end.cancel()
+
+
+async def _read(
+    call: grpc.aio.StreamStreamCall[report_pb2.WorkerMessage, report_pb2.CollectorMessage],
+) -> report_pb2.CollectorMessage:
+    answer = await asyncio.wait_for(call.read(), _ANSWER_SECONDS)
+    if not isinstance(answer, report_pb2.CollectorMessage):  # EOF
+        await call.code()
+        raise RemoteError(f"the collector ended the stream: {await call.details()}")
+    return answer

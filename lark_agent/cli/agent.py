@@ -1,0 +1,101 @@
+"""`lark-agent`: the daemon on each worker, and the admin's commands around it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from lark_agent.config import AGENT_FILE, AgentSettings, load
+from lark_agent.errors import LarkError
+
+_FILE = click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help=f"Configuration; without it {AGENT_FILE} if that exists, else the embedded default.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="lark-agent", prog_name="lark-agent")
+def agent() -> None:
+    """Give every batch job a network of its own, and account for it.
+
+    \b
+    Exit statuses: 0 stopped in order, 1 other error, 2 configuration or usage,
+    3 the machine lacks something, 4 the kernel refused, 5 the journal is unusable.
+    """
+
+
+@agent.command()
+@_FILE
+@click.option("--verbose", is_flag=True, help="Log debug messages too.")
+def run(file: Path | None, *, verbose: bool) -> None:
+    """Run the agent in the foreground, as root.
+
+    \b
+    SIGTERM stops it; jobs that run keep their networks and are taken over by the next start.
+    SIGHUP reloads classes, profiles and rules.
+
+    \b
+    Example:
+      lark-agent run --config /etc/lark/agent.toml
+    """
+    from lark_agent.linux import log  # noqa: PLC0415  --help stays fast
+
+    settings = load(AgentSettings, file, AGENT_FILE)
+    log.setup(verbose=verbose)
+    from lark_agent.agent import daemon  # noqa: PLC0415  grpc and pyroute2 are slow to import
+
+    asyncio.run(daemon.run(settings, file))
+
+
+@agent.command()
+@_FILE
+def check(file: Path | None) -> None:
+    """Check the configuration and say what is wrong with it.
+
+    \b
+    Example:
+      lark-agent check --config /etc/lark/agent.toml
+    """
+    from lark_agent.policy.site import SitePolicy  # noqa: PLC0415  --help stays fast
+
+    settings = load(AgentSettings, file, AGENT_FILE)
+    SitePolicy.compile(settings)
+    click.echo(f"{file or (AGENT_FILE if AGENT_FILE.exists() else 'the embedded default')}: good")
+
+
+@agent.command("install-wrapper")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/usr/libexec/lark"),
+    show_default=True,
+    help="Where lark-run and lark-enter go; not on a file system mounted nosuid.",
+)
+def install_wrapper(directory: Path) -> None:
+    """Install lark-run, and lark-enter with its file capability.
+
+    \b
+    Example:
+      lark-agent install-wrapper
+      /usr/libexec/lark/lark-run curl http://example.org/
+    """
+    from lark_agent.hooks.install import install  # noqa: PLC0415  --help stays fast
+
+    for line in install(directory):
+        click.echo(line)
+
+
+def main() -> None:
+    """Entry point: errors become one line each and the error's exit status."""
+    try:
+        agent.main(standalone_mode=True, prog_name="lark-agent")
+    except LarkError as error:
+        for line in str(error).splitlines():
+            click.echo(f"lark-agent: {line}", err=True)
+        sys.exit(error.exit_status)

@@ -1,0 +1,49 @@
+"""Put the wrapper where batch systems find it.
+
+pip cannot give files capabilities. `lark-enter` needs cap_sys_admin, permitted and effective, in the
+extended attribute security.capability (include/uapi/linux/capability.h, revision 2); `lark-run`,
+beside it, needs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from pathlib import Path
+
+from lark_agent.errors import PrerequisiteError
+
+BUILT = Path(__file__).parent / "native" / "bin"
+_CAP_SYS_ADMIN = 21
+_REVISION_2, _EFFECTIVE = 0x02000000, 0x000001
+CAPABILITY = struct.pack("<5I", _REVISION_2 | _EFFECTIVE, 1 << _CAP_SYS_ADMIN, 0, 0, 0)
+"""Value of security.capability for cap_sys_admin=ep."""
+
+
+def install(directory: Path) -> list[str]:
+    """Copy both programs and set the capability; returns what was done.
+
+    Raises PrerequisiteError if they were not built, or the file system takes no capability.
+    """
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for name in ("lark-run", "lark-enter"):
+            # a new file each time: one that runs cannot be written over
+            fresh = directory / f".{name}.new"
+            shutil.copyfile(BUILT / name, fresh)
+            fresh.chmod(0o755)
+            if name == "lark-enter":
+                os.setxattr(fresh, "security.capability", CAPABILITY)
+            fresh.rename(directory / name)
+    except OSError as error:
+        raise PrerequisiteError(
+            f"cannot install the wrapper in {directory}: {error.strerror} ({error.filename}); "
+            "run as root, on a file system with extended attributes"
+        ) from error
+    if os.statvfs(directory).f_flag & os.ST_NOSUID:
+        raise PrerequisiteError(
+            f"{directory} is on a file system mounted nosuid, where capabilities have no effect; "
+            "choose another --directory"
+        )
+    return [f"{directory}/lark-run", f"{directory}/lark-enter cap_sys_admin=ep"]

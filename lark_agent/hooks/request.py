@@ -1,0 +1,179 @@
+"""The wire of the run socket: datagrams between lark-run and the agent (docs/run-socket.md).
+
+Everything that arrives here was written by a user. Datagrams are bounded, fields are length
+prefixed, and descriptors are accepted only if they are sealed memory: reading them cannot block,
+change meanwhile, or reach into a file system that the user controls.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import socket
+import struct
+from dataclasses import dataclass, field
+
+from lark_agent.errors import InvalidRequest, PolicyRefusal, Refused, Unavailable
+from lark_agent.policy.ads import MAX_BYTES
+
+MAGIC, VERSION = b"LARK", 1
+MAX_REQUEST, MAX_REPLY = 16384, 1024
+MAX_DESCRIPTORS = 4
+BIND_RESOLV_CONF = 1
+
+_HEADER = struct.Struct("<4sHH")
+_FIELD = struct.Struct("<HH")
+_COMMAND, _ENVIRONMENT, _OPTION, _FILE = 1, 2, 3, 4
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_STATUS = {InvalidRequest: 1, PolicyRefusal: 2, Unavailable: 3}
+AGENT_ERROR = 4
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """What lark-run asks for, decoded; every word of it is the user's."""
+
+    command: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    job_ad: bytes | None = None
+    machine_ad: bytes | None = None
+
+
+def receive(connection: socket.socket) -> RunRequest | None:
+    """Read one request; None if the caller closed without asking. Raises InvalidRequest.
+
+    The socket must have a datagram waiting. No descriptor stays open.
+    """
+    room = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+    data, ancillary, flags, _ = connection.recvmsg(MAX_REQUEST, room, socket.MSG_CMSG_CLOEXEC)
+    descriptors = _descriptors(ancillary)
+    try:
+        if not data and not descriptors:
+            return None
+        if flags & socket.MSG_TRUNC:
+            raise InvalidRequest(f"the request is over {MAX_REQUEST} bytes")
+        if flags & socket.MSG_CTRUNC:
+            raise InvalidRequest(f"the request carries over {MAX_DESCRIPTORS} descriptors")
+        return decode(data, descriptors)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def decode(data: bytes, descriptors: list[int]) -> RunRequest:
+    """Decode a request; raises InvalidRequest."""
+    fields = _fields(data)
+    words = {
+        kind: [text for k, text in fields if k == kind]
+        for kind in (_COMMAND, _ENVIRONMENT, _OPTION)
+    }
+    kinds = [payload for kind, payload in fields if kind == _FILE]
+    if len(kinds) != len(descriptors):
+        raise InvalidRequest(f"the request names {len(kinds)} files and carries {len(descriptors)}")
+    files: dict[bytes, bytes] = {}
+    for kind, descriptor in zip(kinds, descriptors, strict=True):
+        if kind not in {b"j", b"m"} or kind in files:
+            raise InvalidRequest(f"the request has an unknown or repeated file kind {kind[:8]!r}")
+        files[kind] = _sealed(descriptor)
+    return RunRequest(
+        command=_text(words[_COMMAND][0]) if words[_COMMAND] else "",
+        environment=_assignments(words[_ENVIRONMENT]),
+        options=_assignments(words[_OPTION]),
+        job_ad=files.get(b"j"),
+        machine_ad=files.get(b"m"),
+    )
+
+
+def send_grant(connection: socket.socket, namespace: int, *, resolv_conf: bool) -> None:
+    """Answer with the network namespace to enter."""
+    flags = BIND_RESOLV_CONF if resolv_conf else 0
+    message = _HEADER.pack(MAGIC, VERSION, 0) + struct.pack("<I", flags)
+    socket.send_fds(connection, [message], [namespace])
+
+
+def send_refusal(connection: socket.socket, error: BaseException) -> None:
+    """Answer that the job must not run, and why."""
+    status = next((s for kind, s in _STATUS.items() if isinstance(error, kind)), AGENT_ERROR)
+    text = str(error) if isinstance(error, Refused) else f"the agent failed: {error}"
+    line = " ".join(text.split()).encode()
+    connection.send((_HEADER.pack(MAGIC, VERSION, status) + line)[:MAX_REPLY])
+
+
+def failure(data: bytes) -> tuple[int, str] | None:
+    """Decode lark-enter's word that it could not start the job: (exit status, why)."""
+    if len(data) < _HEADER.size:
+        return None
+    magic, version, status = _HEADER.unpack_from(data)
+    if magic != MAGIC or version != VERSION:
+        return None
+    return status, data[_HEADER.size :].decode(errors="replace")
+
+
+def _fields(data: bytes) -> list[tuple[int, bytes]]:
+    if len(data) < _HEADER.size:
+        raise InvalidRequest("the request is shorter than its header")
+    magic, version, flags = _HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise InvalidRequest("the request does not start with LARK; is the caller lark-run?")
+    if version != VERSION or flags:
+        raise InvalidRequest(
+            f"the request has version {version}, flags {flags}; this agent speaks version {VERSION}; "
+            "install lark-run and lark-agent of the same release"
+        )
+    fields = []
+    offset = _HEADER.size
+    while offset < len(data):
+        if offset + _FIELD.size > len(data):
+            raise InvalidRequest("the request ends inside a field")
+        kind, length = _FIELD.unpack_from(data, offset)
+        offset += _FIELD.size
+        if offset + length > len(data):
+            raise InvalidRequest("a field of the request is longer than the request")
+        if kind not in {_COMMAND, _ENVIRONMENT, _OPTION, _FILE}:
+            raise InvalidRequest(f"the request has a field of unknown type {kind}")
+        fields.append((kind, data[offset : offset + length]))
+        offset += length
+    return fields
+
+
+def _assignments(payloads: list[bytes]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for payload in payloads:
+        name, equals, value = _text(payload).partition("=")
+        if not equals or not name:
+            raise InvalidRequest("a field of the request is not NAME=value")
+        found[name] = value
+    return found
+
+
+def _text(payload: bytes) -> str:
+    """Decode for people and logs: what is not printable is replaced."""
+    text = payload.decode(errors="replace")
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
+
+
+def _sealed(descriptor: int) -> bytes:
+    try:
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError as error:
+        raise InvalidRequest(
+            "an ad is not sealed memory; lark-run passes copies, not files"
+        ) from error
+    if seals & _SEALS != _SEALS:
+        raise InvalidRequest("an ad is memory that can still change")
+    size = os.fstat(descriptor).st_size
+    if size > MAX_BYTES:
+        raise InvalidRequest(f"an ad is over {MAX_BYTES} bytes")
+    return os.pread(descriptor, size, 0)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            found.frombytes(data[: len(data) - len(data) % found.itemsize])
+    return list(found)

@@ -1,0 +1,179 @@
+"""Interfaces, addresses, routes and neighbours, through one netlink socket (pyroute2).
+
+A `Links` belongs to the network namespace of the thread that opens it and must be used by one
+thread at a time. Kernel refusals become KernelError naming the interface.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+
+from lark_agent.errors import KernelError
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
+    from types import TracebackType
+    from typing import Self
+
+SCOPE_LINK = 253
+NUD_PERMANENT = 0x80
+IFA_F_NODAD = 0x02
+IFF_UP, IFF_MULTICAST = 0x1, 0x1000
+_DUMP_ATTEMPTS = 5
+
+
+class Links:
+    """A door to rtnetlink in one network namespace."""
+
+    def __init__(self) -> None:
+        self._ip = IPRoute()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._ip.close()
+
+    @property
+    def netlink(self) -> Any:
+        """The pyroute2 socket, for traffic control (`lark_agent.datapath`)."""
+        return self._ip
+
+    def index(self, name: str) -> int:
+        """Return the index of an interface, 0 if there is none of that name."""
+        try:
+            return int(self._ip.link("get", ifname=name)[0]["index"])
+        except NetlinkError as error:
+            if error.code == errno.ENODEV:
+                return 0
+            raise _refused(f"looking up interface {name}", error) from error
+
+    def names(self, prefix: str) -> dict[str, int]:
+        """Return name → index of the interfaces that start with `prefix`."""
+        found = {}
+        for message in self._dump(self._ip.get_links):
+            name = message.get_attr("IFLA_IFNAME")
+            if name.startswith(prefix):
+                found[name] = int(message["index"])
+        return found
+
+    def add_veth(
+        self, name: str, mac: str, peer: str, peer_mac: str, peer_netns: int, mtu: int
+    ) -> None:
+        """Make a veth pair: `name` here, `peer` in the namespace behind the descriptor `peer_netns`."""
+        there = {"ifname": peer, "address": peer_mac, "mtu": mtu, "net_ns_fd": peer_netns}
+        self._do(
+            f"making the veth pair {name} and {peer}",
+            self._ip.link, "add", kind="veth", ifname=name, address=mac, mtu=mtu, peer=there,
+        )  # fmt: skip
+
+    def up(self, index: int, *, multicast: bool = True) -> None:
+        """Bring an interface up, without multicast if nothing there may join groups."""
+        change, flags = IFF_UP, IFF_UP
+        if not multicast:
+            change |= IFF_MULTICAST
+        self._do(f"bringing up interface {index}", self._ip.link, "set", index=index, flags=flags, change=change)  # fmt: skip
+
+    def set_mtu(self, index: int, mtu: int) -> None:
+        """Set the MTU, in bytes."""
+        self._do(f"setting MTU {mtu} on interface {index}", self._ip.link, "set", index=index, mtu=mtu)  # fmt: skip
+
+    def add_address(self, index: int, address: IPv4Address | IPv6Address) -> None:
+        """Give an interface one address, without duplicate address detection: we own the range."""
+        extra = {"flags": IFA_F_NODAD} if address.version == 6 else {}
+        self._do(
+            f"adding address {address} to interface {index}",
+            self._ip.addr, "add", index=index, address=str(address),
+            prefixlen=address.max_prefixlen, **extra,
+        )  # fmt: skip
+
+    def add_route(
+        self, index: int, destination: IPv4Address | IPv6Address, *, default: bool = False
+    ) -> None:
+        """Route to one on-link address, or by way of it to everything (`default`)."""
+        family = 2 if destination.version == 4 else 10
+        if default:
+            route: dict[str, Any] = {"dst": "default", "gateway": str(destination)}
+        else:
+            route = {"dst": f"{destination}/{destination.max_prefixlen}"}
+            if family == 2:
+                route["scope"] = SCOPE_LINK
+        self._do(f"adding a route by {destination}", self._ip.route, "add", oif=index, family=family, **route)  # fmt: skip
+
+    def add_neighbour(self, index: int, address: IPv4Address | IPv6Address, mac: str) -> None:
+        """Tell the kernel for good which link-layer address an on-link address has."""
+        self._do(
+            f"adding neighbour {address}",
+            self._ip.neigh, "add", ifindex=index, dst=str(address), lladdr=mac,
+            state=NUD_PERMANENT, family=2 if address.version == 4 else 10,
+        )  # fmt: skip
+
+    def delete(self, indices: list[int], group: int) -> None:
+        """Delete interfaces, in one kernel operation if there are several.
+
+        One deletion waits 25–40 ms for the kernel's grace period; a group of a hundred waits once
+        (`group` must be a link group that only this program uses). Missing ones are ignored.
+        """
+        present = []
+        for index in indices:
+            try:
+                self._ip.link("set", index=index, group=group)
+                present.append(index)
+            except NetlinkError as error:
+                if error.code != errno.ENODEV:
+                    raise _refused(f"condemning interface {index}", error) from error
+        if present:
+            self._do("deleting condemned interfaces", self._ip.link, "del", group=group)
+
+    def routes(self, family: int) -> list[Any]:
+        """Return the main table's routes of a family (socket.AF_INET or AF_INET6), as pyroute2 messages."""
+        return [m for m in self._dump(self._ip.get_routes, family=family) if m["table"] == 254]
+
+    def mtu(self, index: int) -> int:
+        """Return the MTU of an interface, in bytes."""
+        try:
+            return int(self._ip.link("get", index=index)[0].get_attr("IFLA_MTU"))
+        except NetlinkError as error:
+            raise _refused(f"reading the MTU of interface {index}", error) from error
+
+    def name_of(self, index: int) -> str:
+        """Return the name of an interface."""
+        try:
+            return str(self._ip.link("get", index=index)[0].get_attr("IFLA_IFNAME"))
+        except NetlinkError as error:
+            raise _refused(f"reading the name of interface {index}", error) from error
+
+    def _dump(self, method: Any, **filters: Any) -> list[Any]:
+        for _ in range(_DUMP_ATTEMPTS):
+            try:
+                return list(method(**filters))
+            except NetlinkDumpInterrupted:
+                continue
+            except NetlinkError as error:
+                raise _refused("listing interfaces or routes", error) from error
+        raise KernelError("listing interfaces or routes", "the table changed during every reading")
+
+    def _do(self, tried: str, method: Any, *arguments: Any, **keywords: Any) -> None:
+        try:
+            method(*arguments, **keywords)
+        except NetlinkError as error:
+            raise _refused(tried, error) from error
+
+
+def _refused(tried: str, error: NetlinkError) -> KernelError:
+    remedy = "run as root (CAP_NET_ADMIN)" if error.code == errno.EPERM else ""
+    return KernelError(tried, os.strerror(error.code or 0), remedy)

@@ -1,0 +1,104 @@
+"""Network namespaces with names, made and entered by short-lived threads.
+
+A namespace lives as long as something holds it: here a bind mount below /run/netns, the place
+where `ip netns` looks too. The daemon's own threads never change namespace; work inside one is
+done by a thread that enters, works and ends (0.15 ms), because the way back could fail and a fork
+would cost ten times as much and does not mix with grpc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from lark_agent.linux import libc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DIRECTORY = Path("/run/netns")
+Result = TypeVar("Result")
+
+
+def path(name: str) -> Path:
+    """Where the namespace of this name is mounted."""
+    return DIRECTORY / name
+
+
+def create(name: str, inside: Callable[[], Result]) -> Result:
+    """Make the namespace `name`, run `inside` in it, and return its result.
+
+    If anything fails, the namespace is gone again and the error is raised.
+    """
+    DIRECTORY.mkdir(parents=True, exist_ok=True)
+    target = path(name)
+    target.touch(mode=0o444, exist_ok=True)
+
+    def make() -> Result:
+        libc.unshare_network()
+        # /proc/self is the main thread's namespace, not this thread's
+        libc.bind_mount("/proc/thread-self/ns/net", str(target))
+        return inside()
+
+    try:
+        return in_thread(make)
+    except BaseException:
+        delete(name)
+        raise
+
+
+def run_inside(name: str, inside: Callable[[], Result]) -> Result:
+    """Run `inside` in the existing namespace `name` and return its result."""
+    descriptor = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
+
+    def enter() -> Result:
+        libc.set_network(descriptor)
+        return inside()
+
+    try:
+        return in_thread(enter)
+    finally:
+        os.close(descriptor)
+
+
+def delete(name: str) -> None:
+    """Remove the name; the namespace itself ends with its last process. Repeatable."""
+    target = path(name)
+    with contextlib.suppress(Exception):  # not mounted: what was wanted
+        libc.unmount(str(target))
+    target.unlink(missing_ok=True)
+
+
+def names(prefix: str) -> list[str]:
+    """Names of the namespaces that start with `prefix`."""
+    if not DIRECTORY.is_dir():
+        return []
+    return sorted(entry.name for entry in DIRECTORY.iterdir() if entry.name.startswith(prefix))
+
+
+def identity(of: str | Path | int) -> tuple[int, int]:
+    """Device and inode: two descriptors or paths with equal identity are the same namespace."""
+    facts = os.stat(of)
+    return facts.st_dev, facts.st_ino
+
+
+def in_thread(work: Callable[[], Result]) -> Result:
+    """Run `work` in a thread of its own and return its result or raise its error."""
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001  handed to the waiting caller
+            errors.append(error)
+
+    thread = threading.Thread(target=target, name="lark-netns")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,55 @@
+"""nftables through libnftables, in this process.
+
+The library is the `nft` command's own; calling it instead of the command means no fork. One call
+is one transaction: the kernel takes all of a text or none of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+
+from lark_agent.errors import KernelError, PrerequisiteError
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL("libnftables.so.1")
+    except OSError as error:
+        raise PrerequisiteError(
+            f"cannot load libnftables: {error}; install the package libnftables1 (or nftables)"
+        ) from error
+    library.nft_ctx_new.restype = ctypes.c_void_p
+    library.nft_ctx_free.argtypes = [ctypes.c_void_p]
+    for name in ("nft_ctx_buffer_output", "nft_ctx_buffer_error"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+    for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
+        getattr(library, name).argtypes = [ctypes.c_void_p]
+        getattr(library, name).restype = ctypes.c_char_p
+    library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
+    return library
+
+
+def run(text: str) -> str:
+    """Execute nft commands in the thread's network namespace; returns what they print.
+
+    Raises KernelError with nft's own words (privilege: CAP_NET_ADMIN).
+    """
+    library = _library()
+    context = library.nft_ctx_new(0)
+    try:
+        library.nft_ctx_buffer_output(context)
+        library.nft_ctx_buffer_error(context)
+        status = library.nft_run_cmd_from_buffer(context, text.encode())
+        output: bytes = library.nft_ctx_get_output_buffer(context) or b""
+        errors: bytes = library.nft_ctx_get_error_buffer(context) or b""
+    finally:
+        library.nft_ctx_free(context)
+    if status != 0:
+        raise KernelError(
+            "changing the nftables ruleset",
+            " ".join(errors.decode(errors="replace").split()),
+            "check that this kernel has nf_tables with NAT (modprobe nf_tables nft_chain_nat nft_masq)",
+        )
+    return output.decode(errors="replace")

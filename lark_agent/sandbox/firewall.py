@@ -1,0 +1,78 @@
+"""The nftables table of the agent: written once, never touched by a job's start or end.
+
+Two verdict maps send each sandbox's connections to the chain of its slot, whose one rule
+masquerades into the slot's port block; so a port on the outside names the slot for good, and a job
+start costs no firewall change (rewriting rules per job is quadratic: moby #53466). A chain per slot
+rather than `snat ... map` because masquerade follows the uplink's address by itself, and because
+nft 1.0.6 cannot load interval maps for IPv6.
+
+The forward chain lets only answers in. Everything that a job must not do is already decided by the
+datapath on its own link; the rules here keep neighbours of the worker out, and keep untranslated
+packets (which connection tracking found invalid) from leaving with a private address.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lark_agent.sandbox.addressing import PREFIX, Addressing, name
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
+TABLE = "lark"
+
+
+def ruleset(addressing: Addressing, stub: IPv4Address | None) -> str:
+    """Return the whole table as one transaction that replaces an earlier one.
+
+    `stub` is the loopback address of the worker's DNS resolver if sandboxes must reach it through
+    their gateway, else None.
+    """
+    slots = range(addressing.slots)
+    chains = "\n".join(_block(addressing, slot) for slot in slots)
+    jumps4 = ", ".join(f"{addressing.ipv4(slot)} : goto {name(slot)}" for slot in slots)
+    jumps6 = ", ".join(f"{addressing.ipv6(slot)} : goto {name(slot)}" for slot in slots)
+    return f"""
+table inet {TABLE}
+delete table inet {TABLE}
+table inet {TABLE} {{
+  comment "LARK agent: job networks"
+{chains}
+  map slots4 {{ type ipv4_addr : verdict; elements = {{ {jumps4} }}; }}
+  map slots6 {{ type ipv6_addr : verdict; elements = {{ {jumps6} }}; }}
+  chain postrouting {{
+    type nat hook postrouting priority srcnat; policy accept;
+    oifname != "{PREFIX}*" ip saddr vmap @slots4
+    oifname != "{PREFIX}*" ip6 saddr vmap @slots6
+  }}
+  chain forward {{
+    type filter hook forward priority filter; policy accept;
+    iifname "{PREFIX}*" oifname "{PREFIX}*" drop
+    iifname "{PREFIX}*" ct state invalid counter drop
+    oifname "{PREFIX}*" ct state established,related accept
+    oifname "{PREFIX}*" counter drop
+  }}
+{_dns(addressing, stub) if stub else ""}
+}}
+"""
+
+
+def removal() -> str:
+    """Return the transaction that removes the table."""
+    return f"table inet {TABLE}\ndelete table inet {TABLE}\n"
+
+
+def _block(addressing: Addressing, slot: int) -> str:
+    first, last = addressing.block(slot)
+    return f"""  chain {name(slot)} {{
+    meta l4proto {{ tcp, udp }} masquerade to :{first}-{last}
+    masquerade
+  }}"""
+
+
+def _dns(addressing: Addressing, stub: IPv4Address) -> str:
+    return f"""  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    iifname "{PREFIX}*" ip daddr {addressing.gateway4} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {stub}:53
+  }}"""

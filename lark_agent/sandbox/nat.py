@@ -1,0 +1,209 @@
+"""Connectivity `nat`: a veth to the worker, private addresses, masquerading behind the uplink.
+
+Inside a sandbox: `eth0` with one IPv4 and, where the worker has IPv6, one IPv6 address (/32, /128), a
+route to the gateway and a default route by it, permanent neighbour entries on both sides (no ARP or
+neighbour discovery ever runs), no multicast. The sandbox's ephemeral ports *are* its NAT block:
+sockets that find no free port fail with EADDRNOTAVAIL before anything is sent, so nothing is counted
+that the translation would refuse, and connections keep their port numbers on the outside.
+
+Order matters: the datapath is attached before either end is up, so no packet passes unseen.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from lark_agent.errors import KernelError, LarkError, PrerequisiteError
+from lark_agent.linux import conntrack, namespaces, nftables, sysctl, uplink
+from lark_agent.linux.links import Links
+from lark_agent.model import Connectivity
+from lark_agent.sandbox import addressing, firewall, resolver
+from lark_agent.sandbox.addressing import INSIDE, PREFIX, Addressing
+from lark_agent.sandbox.connectivity import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lark_agent.datapath import Datapath
+
+CONDEMNED_GROUP = 0x6C61726B
+"""Link group ("lark" in ASCII) in which interfaces are deleted together."""
+
+
+class NatDriver:
+    """Builds sandboxes behind the worker's address. Belongs to one thread."""
+
+    def __init__(self, numbers: Addressing, wanted_uplink: str, resolv_conf: Path) -> None:
+        self._numbers = numbers
+        self._wanted_uplink = wanted_uplink
+        self._resolv_conf = resolv_conf
+        self._links = Links()
+        self.uplink = uplink.find(self._links, wanted_uplink)
+        self.resolver = resolver.read(numbers.gateway4)
+
+    def use(self, datapath: Datapath) -> None:
+        """Attach the sandboxes' links to this datapath from now on."""
+        self._datapath = datapath
+
+    def close(self) -> None:
+        """Close the netlink socket."""
+        self._links.close()
+
+    def prepare(self) -> None:
+        """Check that the address ranges are free, then write firewall, sysctls and resolv.conf."""
+        for network in (self._numbers.network4, self._numbers.network6):
+            clash = uplink.overlapping_route(self._links, network, PREFIX)
+            if clash:
+                raise PrerequisiteError(
+                    f"the sandboxes' range {network} overlaps this worker's route to {clash}; "
+                    "choose another under [addresses]"
+                )
+        self._check_ports()
+        nftables.run(firewall.ruleset(self._numbers, self.resolver.stub))
+        uplink.let_forward(self.uplink)
+        self.write_resolv_conf()
+
+    def write_resolv_conf(self) -> None:
+        """Write the sandboxes' resolv.conf, in place: running jobs see it by a bind mount."""
+        self.resolver = resolver.read(self._numbers.gateway4)
+        text = "# written by lark-agent for the job sandboxes\n" + self.resolver.text
+        if not self._resolv_conf.exists() or self._resolv_conf.read_text(encoding="utf-8") != text:
+            self._resolv_conf.write_text(text, encoding="utf-8")
+            self._resolv_conf.chmod(0o644)
+
+    def follow_uplink(self, sandboxes: Sequence[Sandbox]) -> bool:
+        """Give existing sandboxes the uplink's current MTU; returns whether it had changed."""
+        current = uplink.find(self._links, self._wanted_uplink)
+        changed = current.mtu != self.uplink.mtu
+        self.uplink = current
+        if changed:
+            for sandbox in sandboxes:
+                if sandbox.interface:
+                    self._links.set_mtu(sandbox.interface, current.mtu)
+                    namespaces.run_inside(sandbox.name, lambda: _set_inside_mtu(current.mtu))
+        return changed
+
+    def set_up(self, slot: int) -> Sandbox:
+        """Build the namespace, the veth and the datapath of a slot, counting but admitting nothing yet."""
+        name = addressing.name(slot)
+        first, last = self._numbers.block(slot)
+        ipv6 = self._numbers.ipv6(slot) if self.uplink.has_ipv6 else None
+        sandbox = Sandbox(
+            slot, Connectivity.NAT, self._numbers.ipv4(slot), ipv6, first_port=first, last_port=last
+        )
+        host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            namespaces.create(name, lambda: self._wire_inside(sandbox, host))
+            index = self._wire_outside(sandbox)
+        except BaseException:
+            self.tear_down([sandbox])
+            raise
+        finally:
+            os.close(host)
+        return Sandbox(
+            slot,
+            Connectivity.NAT,
+            sandbox.ipv4,
+            ipv6,
+            interface=index,
+            first_port=first,
+            last_port=last,
+        )
+
+    def renew(self, sandbox: Sandbox) -> None:
+        """Hang this agent's programs on the link of a sandbox that an earlier agent built."""
+        if sandbox.interface:
+            self._datapath.attach(self._links.netlink, sandbox.interface, sandbox.slot)
+
+    def _wire_inside(self, sandbox: Sandbox, host: int) -> None:
+        slot = sandbox.slot
+        sysctl.write("net/ipv4/ip_local_port_range", f"{sandbox.first_port} {sandbox.last_port}")
+        # A block is small: let connections to one server reuse ports that only wait out TIME_WAIT.
+        sysctl.write("net/ipv4/tcp_tw_reuse", 1)
+        _quiet_ipv6("default")
+        with Links() as links:
+            links.add_veth(
+                INSIDE, addressing.mac_inside(slot), sandbox.name, addressing.mac_outside(slot),
+                host, self.uplink.mtu,
+            )  # fmt: skip
+            index = links.index(INSIDE)
+            links.up(links.index("lo"))
+            # up before its addresses: routes need a link that is up; the far end is still down
+            links.up(index, multicast=False)
+            pairs = [(sandbox.ipv4, self._numbers.gateway4), (sandbox.ipv6, self._numbers.gateway6)]
+            for address, gateway in pairs:
+                if address is not None:
+                    links.add_address(index, address)
+                    links.add_neighbour(index, gateway, addressing.mac_outside(slot))
+                    links.add_route(index, gateway)
+                    links.add_route(index, gateway, default=True)
+
+    def _wire_outside(self, sandbox: Sandbox) -> int:
+        slot = sandbox.slot
+        index = self._links.index(sandbox.name)
+        if not index:
+            raise KernelError(f"finding interface {sandbox.name}", "it is gone; retry")
+        self._datapath.attach(self._links.netlink, index, slot)
+        _quiet_ipv6(sandbox.name)
+        if self.resolver.stub:
+            # lets the translated question reach the stub; other loopback targets are martian to
+            # the datapath before they get here
+            sysctl.write(f"net/ipv4/conf/{sandbox.name}/route_localnet", 1)
+        self._links.up(index, multicast=False)
+        pairs = [(sandbox.ipv4, self._numbers.gateway4), (sandbox.ipv6, self._numbers.gateway6)]
+        for address, gateway in pairs:
+            if address is not None:
+                self._links.add_address(index, gateway)
+                self._links.add_neighbour(index, address, addressing.mac_inside(slot))
+                self._links.add_route(index, address)
+        return index
+
+    def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
+        """Forget connections, delete the links in one go, then the names (netavark #1482: in this order)."""
+        problems: list[LarkError] = []
+        addresses = {a for s in sandboxes for a in (s.ipv4, s.ipv6) if a is not None}
+        try:
+            conntrack.forget(addresses)
+        except LarkError as error:
+            problems.append(error)
+        try:
+            indices = [self._links.index(sandbox.name) for sandbox in sandboxes]
+            indices = [index for index in indices if index]
+            self._links.delete(indices, CONDEMNED_GROUP)
+            for index in indices:
+                self._datapath.unbind(index)
+        except LarkError as error:
+            problems.append(error)
+        for sandbox in sandboxes:
+            namespaces.delete(sandbox.name)
+        return problems
+
+    def _check_ports(self) -> None:
+        first, last = self._numbers.block(0)[0], self._numbers.block(self._numbers.slots - 1)[1]
+        low, high = map(int, sysctl.read("net/ipv4/ip_local_port_range").split())
+        if first <= high and low <= last:
+            raise PrerequisiteError(
+                f"the NAT blocks ({first}-{last}) overlap this worker's own ephemeral ports ({low}-{high}); "
+                "move [nat] first_port/last_port or the sysctl net.ipv4.ip_local_port_range"
+            )
+        # so that a program of the worker which asks for any port never gets one of a job's
+        reserved = sysctl.read("net/ipv4/ip_local_reserved_ports")
+        ours = f"{first}-{last}"
+        if ours not in reserved.split(","):
+            sysctl.write(
+                "net/ipv4/ip_local_reserved_ports", ",".join(filter(None, [reserved, ours]))
+            )
+
+
+def _quiet_ipv6(interface: str) -> None:
+    """Keep an interface from speaking by itself: no link-local address, no solicitations."""
+    conf = f"net/ipv6/conf/{interface}"
+    for key, value in (("addr_gen_mode", 1), ("accept_ra", 0), ("autoconf", 0), ("accept_dad", 0)):
+        sysctl.write_if_present(f"{conf}/{key}", value)
+
+
+def _set_inside_mtu(mtu: int) -> None:
+    with Links() as links:
+        links.set_mtu(links.index(INSIDE), mtu)

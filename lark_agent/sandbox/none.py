@@ -1,0 +1,39 @@
+"""Connectivity `none`: a namespace with a loopback and nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lark_agent.linux import namespaces
+from lark_agent.linux.links import Links
+from lark_agent.model import Connectivity
+from lark_agent.sandbox import addressing
+from lark_agent.sandbox.connectivity import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lark_agent.errors import LarkError
+
+
+class NoneDriver:
+    """Builds sandboxes without a link."""
+
+    def prepare(self) -> None:
+        """Need nothing."""
+
+    def set_up(self, slot: int) -> Sandbox:
+        """Make the namespace and bring its loopback up."""
+
+        def inside() -> None:
+            with Links() as links:
+                links.up(links.index("lo"))
+
+        namespaces.create(addressing.name(slot), inside)
+        return Sandbox(slot, Connectivity.NONE)
+
+    def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
+        """Remove the names; the namespaces end with their last processes."""
+        for sandbox in sandboxes:
+            namespaces.delete(sandbox.name)
+        return []
