@@ -1,13 +1,13 @@
 """The worker's durable memory: one SQLite file with the latest record of every attachment.
 
 One row per attachment holds its latest cumulative record and the number of the record that the
-collector acknowledged; what was not acknowledged yet is the outbox. Beside it, samples (for usage
-over time) and hourly shares (for totals) answer the questions of people on this worker.
+collector acknowledged; what was not acknowledged yet is the outbox. Beside it stand samples (for
+usage over time) and hourly shares (for totals); `lark_agent.accounting.answers` reads them.
 
 Durability: beginning an attachment commits without waiting for the disk (write-ahead log, survives
-the agent's death; a power cut loses at most the jobs begun since the last pass), because a job waits
-for it. Every sampling pass and every final record waits for the disk. All methods block and belong
-to one thread; sqlite3's own errors become StoreError with the file's name and what to do.
+the agent's death; a power cut loses at most the jobs begun since the last pass), because a job
+waits for it. Every sampling pass and every final record waits for the disk. All methods block
+and belong to one thread; sqlite3's own errors become StoreError with the file's name and a remedy.
 """
 
 from __future__ import annotations
@@ -19,22 +19,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lark_agent.accounting.questions import (
-    HOUR_NS,
-    GroupBy,
-    JobFilter,
-    JobRun,
-    Sample,
-    Total,
-    Totals,
-    hour_shares,
-)
+from lark_agent.accounting.questions import hour_shares
 from lark_agent.errors import StoreError
-from lark_agent.model import Count, Record
+from lark_agent.model import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from lark_agent.model import Count
 
 SCHEMA_VERSION = 1
 
@@ -73,14 +66,6 @@ CREATE TABLE IF NOT EXISTS hours (
     PRIMARY KEY (hour_ns, attachment_id, traffic_class)
 ) WITHOUT ROWID;
 """
-
-_GROUP_COLUMNS = {
-    GroupBy.OWNER: "a.owner",
-    GroupBy.ACCOUNTING_GROUP: "a.accounting_group",
-    GroupBy.WORKER: "a.worker",
-    GroupBy.CLASS: "h.traffic_class",
-    GroupBy.DAY: "strftime('%Y-%m-%d', h.hour_ns / 1000000000, 'unixepoch')",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +122,21 @@ class Journal:
         with self._transaction("save records in"):
             for record in records:
                 row = self._db.execute(
-                    "SELECT body, pid, start_time, boot_id FROM attachments WHERE attachment_id = ?",
+                    "SELECT body, pid, start_time, boot_id FROM attachments "
+                    "WHERE attachment_id = ?",
                     (record.attachment_id,),
                 ).fetchone()
                 if row is None:
                     continue  # pruned: only a final, acknowledged one can be
-                previous = _decode(row[0])
+                previous = decode(row[0])
                 if not previous.final and record.sequence > previous.sequence:
                     self._put(previous, record, Process(*row[1:]))
 
     def _put(self, previous: Record | None, record: Record, process: Process) -> None:
         job, key = record.job, record.attachment_id
         self._db.execute(
-            "INSERT INTO attachments VALUES (?,?,-1,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET "
+            "INSERT INTO attachments VALUES (?,?,-1,?,?,?,?,?,?,?,?,?,?,?) "
+            "ON CONFLICT DO UPDATE SET "
             "sequence = excluded.sequence, final = excluded.final, ended_ns = excluded.ended_ns, "
             "body = excluded.body",
             (
@@ -182,33 +169,37 @@ class Journal:
             rows = self._db.execute(
                 "SELECT body, pid, start_time, boot_id FROM attachments WHERE final = 0"
             ).fetchall()
-        return [Living(_decode(body), Process(*process)) for body, *process in rows]
+        return [Living(decode(body), Process(*process)) for body, *process in rows]
 
     def unacknowledged(self, limit: int) -> list[Record]:
         """Return records that the collector has not confirmed, oldest attachment first."""
         with self._reading():
             rows = self._db.execute(
-                "SELECT body FROM attachments WHERE acknowledged < sequence ORDER BY attachment_id LIMIT ?",
+                "SELECT body FROM attachments WHERE acknowledged < sequence "
+                "ORDER BY attachment_id LIMIT ?",
                 (limit,),
             ).fetchall()
-        return [_decode(body) for (body,) in rows]
+        return [decode(body) for (body,) in rows]
 
     def count_unacknowledged(self) -> int:
         """Count them."""
         with self._reading():
-            row = self._db.execute("SELECT count(*) FROM attachments WHERE acknowledged < sequence")
-            return int(row.fetchone()[0])
+            (count,) = self._db.execute(
+                "SELECT count(*) FROM attachments WHERE acknowledged < sequence"
+            ).fetchone()
+        return int(count)
 
     def acknowledge(self, records: Sequence[Record]) -> None:
-        """Remember that the collector has these records durably; losing this only repeats a send."""
+        """Remember that the collector has these records; losing this only repeats a send."""
         with self._transaction("note acknowledgements in", wait_for_disk=False):
             self._db.executemany(
-                "UPDATE attachments SET acknowledged = max(acknowledged, ?) WHERE attachment_id = ?",
+                "UPDATE attachments SET acknowledged = max(acknowledged, ?) "
+                "WHERE attachment_id = ?",
                 [(record.sequence, record.attachment_id) for record in records],
             )
 
     def prune(self, before_ns: int, *, unacknowledged_too: bool) -> None:
-        """Forget final attachments that ended before a time; those not yet reported only if told so."""
+        """Forget final attachments that ended before a time, not yet reported ones if told so."""
         condition = "" if unacknowledged_too else "AND acknowledged = sequence"
         with self._transaction("prune", wait_for_disk=False):
             doomed = self._db.execute(
@@ -217,93 +208,6 @@ class Journal:
             ).fetchall()
             for table in ("samples", "hours", "attachments"):
                 self._db.executemany(f"DELETE FROM {table} WHERE attachment_id = ?", doomed)  # noqa: S608  constant names
-
-    def list_jobs(
-        self, wanted: JobFilter, visible_owner: str | None, limit: int, after: str
-    ) -> Sequence[Record]:
-        """See UsageSource."""
-        condition, values = _condition(wanted, visible_owner)
-        if wanted.running is not None:
-            condition += " AND a.ended_ns = 0" if wanted.running else " AND a.ended_ns != 0"
-        if wanted.since_ns:
-            condition += " AND (a.ended_ns = 0 OR a.ended_ns >= ?)"
-            values.append(wanted.since_ns)
-        if wanted.until_ns:
-            condition += " AND a.started_ns < ?"
-            values.append(wanted.until_ns)
-        if after:
-            condition += " AND a.attachment_id < ?"
-            values.append(after)
-        return self._records(condition, values, limit)
-
-    def find_job(self, text: str, visible_owner: str | None) -> Sequence[JobRun]:
-        """See UsageSource."""
-        condition, values = _condition(JobFilter(), visible_owner)
-        exact = self._records(
-            condition + " AND (a.job_id = ? OR a.attachment_id = ?)", [*values, text, text], 1000
-        )
-        if not exact and len(text) >= 8:
-            prefix = text.lower()
-            # the character after "f" and "-" in ASCII that ids can hold bounds the prefix
-            exact = self._records(
-                condition + " AND a.attachment_id >= ? AND a.attachment_id < ?",
-                [*values, prefix, prefix + "g"],
-                2,
-            )
-            exact = exact if len(exact) == 1 else []
-        return [JobRun(record, self._samples(record.attachment_id)) for record in exact]
-
-    def totals(self, by: Sequence[GroupBy], wanted: JobFilter, visible_owner: str | None) -> Totals:
-        """See UsageSource."""
-        condition, values = _condition(wanted, visible_owner)
-        since = wanted.since_ns // HOUR_NS * HOUR_NS
-        until = -(-wanted.until_ns // HOUR_NS) * HOUR_NS
-        condition += " AND h.hour_ns >= ?" + (" AND h.hour_ns < ?" if until else "")
-        values += [since, until] if until else [since]
-        if GroupBy.CLASS in by:
-            condition += " AND h.traffic_class != ''"
-        keys = [_GROUP_COLUMNS[group] for group in by]
-        select = ", ".join([*keys, "count(DISTINCT h.attachment_id)", "sum(h.sent_packets)", "sum(h.sent_bytes)", "sum(h.received_packets)", "sum(h.received_bytes)"])  # fmt: skip
-        grouping = f"GROUP BY {', '.join(keys)}" if keys else ""
-        with self._reading():
-            rows = self._db.execute(
-                f"SELECT {select} FROM hours h JOIN attachments a USING (attachment_id) "  # noqa: S608  constant columns
-                f"WHERE {condition} {grouping} "
-                "ORDER BY sum(h.sent_bytes) + sum(h.received_bytes) DESC",
-                values,
-            ).fetchall()
-            bounds = self._db.execute("SELECT min(hour_ns), max(hour_ns) FROM hours").fetchone()
-        width = len(keys)
-        totals = tuple(
-            Total(
-                tuple(row[:width]),
-                row[width],
-                Count(*row[width + 1 : width + 3]),
-                Count(*row[width + 3 :]),
-            )
-            for row in rows
-            if row[width]
-        )
-        first, last = bounds if bounds[0] is not None else (since, since - HOUR_NS)
-        return Totals(since or first, until or last + HOUR_NS, totals)
-
-    def _records(self, condition: str, values: list[object], limit: int) -> list[Record]:
-        with self._reading():
-            rows = self._db.execute(
-                f"SELECT a.body FROM attachments a WHERE {condition} "  # noqa: S608  constant text, bound values
-                "ORDER BY a.attachment_id DESC LIMIT ?",
-                [*values, limit],
-            ).fetchall()
-        return [_decode(body) for (body,) in rows]
-
-    def _samples(self, attachment_id: str) -> tuple[Sample, ...]:
-        with self._reading():
-            rows = self._db.execute(
-                "SELECT sampled_ns, sent_packets, sent_bytes, received_packets, received_bytes "
-                "FROM samples WHERE attachment_id = ? ORDER BY sampled_ns",
-                (attachment_id,),
-            ).fetchall()
-        return tuple(Sample(at, Count(sp, sb), Count(rp, rb)) for at, sp, sb, rp, rb in rows)
 
     @contextmanager
     def _transaction(self, doing: str, *, wait_for_disk: bool = True) -> Iterator[None]:
@@ -333,22 +237,10 @@ class Journal:
         return StoreError(f"cannot {doing} the journal {self._path}: {error}; {remedy}")
 
 
-def _decode(body: bytes) -> Record:
+def decode(body: bytes) -> Record:
+    """Return the record of a `body` column."""
     return msgspec.json.decode(body, type=Record)
 
 
 def _columns(sent: Count, received: Count) -> tuple[int, int, int, int]:
     return sent.packets, sent.bytes, received.packets, received.bytes
-
-
-def _condition(wanted: JobFilter, visible_owner: str | None) -> tuple[str, list[object]]:
-    condition, values = "1", list[object]()
-    pairs = [
-        ("a.owner", wanted.owner), ("a.accounting_group", wanted.accounting_group),
-        ("a.worker", wanted.worker), ("a.owner", visible_owner),
-    ]  # fmt: skip
-    for column, value in pairs:
-        if value or (value is not None and value is visible_owner):
-            condition += f" AND {column} = ?"
-            values.append(value)
-    return condition, values

@@ -87,15 +87,18 @@ class UsageSource(Protocol):
     def list_jobs(
         self, wanted: JobFilter, visible_owner: str | None, limit: int, after: str
     ) -> Sequence[Record]:
-        """Return at most `limit` records, newest attachment id first, with ids below `after` ("": all)."""
+        """Return at most `limit` records, newest id first, with ids below `after` ("": all)."""
         ...
 
     def find_job(self, text: str, visible_owner: str | None) -> Sequence[JobRun]:
-        """Return the runs of a job named by attachment id, unique prefix of one, or batch system id; newest first."""
+        """Return the runs of a job, newest first.
+
+        `text` is an attachment id, a unique prefix of one, or the batch system's job id.
+        """
         ...
 
     def totals(self, by: Sequence[GroupBy], wanted: JobFilter, visible_owner: str | None) -> Totals:
-        """Sum what moved in the hours that the filter's times touch; the filter's `running` is ignored."""
+        """Sum what moved in the hours that the filter's times touch; `running` is ignored."""
         ...
 
 

@@ -107,7 +107,10 @@ class Attachments:
     async def begin(
         self, job: Job, plan: NetworkPlan, sandbox: Sandbox, pidfd: int, pid: int
     ) -> Attachment:
-        """Attach a job to a sandbox; takes over `pidfd`. Raises Unavailable if nothing can be recorded."""
+        """Attach a job to a sandbox; takes over `pidfd`.
+
+        Raises Unavailable if the journal cannot record it.
+        """
         now = self._clock_ns()
         record = Record(
             new_attachment_id(now, os.urandom(10)), self._worker, sandbox.slot, job, plan.profile,
@@ -132,8 +135,8 @@ class Attachments:
         self.adopt(attachment)
         self.changed.set()
         log.info(
-            "attached", attachment=record.attachment_id, slot=sandbox.slot, job=job.job_id, owner=job.owner,
-            uid=job.uid, verified=job.verified, profile=plan.profile, pid=pid,
+            "attached", attachment=record.attachment_id, slot=sandbox.slot, job=job.job_id,
+            owner=job.owner, uid=job.uid, verified=job.verified, profile=plan.profile, pid=pid,
         )  # fmt: skip
         return attachment
 
@@ -246,8 +249,8 @@ class Attachments:
             os.close(attachment.pidfd)
         self._pool.condemn(attachment.sandbox)
         log.info(
-            "final", attachment=record.attachment_id, slot=record.slot, job=record.job.job_id, owner=record.job.owner,
-            reason=record.exit_reason, status=record.exit_status, sent=record.usage.sent.bytes,
+            "final", attachment=record.attachment_id, slot=record.slot, job=record.job.job_id,
+            owner=record.job.owner, reason=record.exit_reason, status=record.exit_status, sent=record.usage.sent.bytes,
             received=record.usage.received.bytes, dropped=record.usage.dropped.packets,
         )  # fmt: skip
 

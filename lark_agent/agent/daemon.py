@@ -21,6 +21,7 @@ import os
 import signal
 import time
 from collections import Counter
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -32,6 +33,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from lark_agent import datapath
+from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal
 from lark_agent.agent.attachments import Attachments
 from lark_agent.agent.gate import Gate
@@ -55,6 +57,8 @@ from lark_agent.sandbox.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from lark_agent.sandbox.connectivity import Driver
 
 VERSION = version("lark-agent")
 JOURNAL_NAME = "journal.sqlite"
@@ -98,7 +102,7 @@ class Daemon:
         journal_file = Path(settings.paths.state) / JOURNAL_NAME
         self._journal = await self._in_journal(lambda: Journal(journal_file))
         stack.callback(self._journal.close)
-        answers = await self._in_journal(lambda: Journal(journal_file))
+        answers = Answers(journal_file)
         stack.callback(answers.close)
         # what shows that this machine cannot do it must fail before anything is set up
         self._nat = await self._in_kernel(
@@ -146,7 +150,10 @@ class Daemon:
     def _begin_work(self, found: Found) -> None:
         settings = self._settings
         held = {attachment.sandbox.slot for attachment in found.adopted}
-        drivers = {Connectivity.NAT: self._nat, Connectivity.NONE: NoneDriver()}
+        drivers: dict[Connectivity, Driver] = {
+            Connectivity.NAT: self._nat,
+            Connectivity.NONE: NoneDriver(),
+        }
         usual = settings.all_profiles[settings.default_profile].connectivity
         ready = {
             kind: settings.pool.ready if kind == usual else min(_IDLE_OTHERS, settings.pool.ready)
@@ -171,12 +178,12 @@ class Daemon:
         self._tasks.keep("prune", self._prune)
         if settings.collector.address:
             self._reporter = Reporter(
-                settings.collector.address, settings.worker_name, VERSION, self._journal, self._in_journal,
-                self._attachments.changed,
+                settings.collector.address, settings.worker_name, VERSION, self._journal,
+                self._in_journal, self._attachments.changed,
             )  # fmt: skip
             self._tasks.keep("report", self._reporter.run)
 
-    async def _open_services(self, stack: contextlib.AsyncExitStack, answers: Journal) -> None:
+    async def _open_services(self, stack: contextlib.AsyncExitStack, answers: Answers) -> None:
         settings = self._settings
         self._gate = Gate(
             self._run_directory / "run.sock", lambda: self._policy, self._pool, self._attachments,
@@ -228,12 +235,10 @@ class Daemon:
             )
 
     async def _prune(self) -> None:
+        local = not self._settings.collector.address
         while True:
             before = time.time_ns() - int(self._settings.accounting.history_days * _DAY_NS)
-            unreported = not self._settings.collector.address
-            await self._in_journal(
-                lambda b=before: self._journal.prune(b, unacknowledged_too=unreported)
-            )  # type: ignore[misc]  # bound as a default
+            await self._in_journal(partial(self._journal.prune, before, unacknowledged_too=local))
             await asyncio.sleep(_PRUNE_SECONDS)
 
     async def _status(self) -> agent_pb2.GetStatusResponse:
@@ -257,7 +262,7 @@ class Daemon:
         )
 
     def reload(self) -> None:
-        """Take over classes, profiles and rules from the configuration file, or keep all on any error."""
+        """Take over classes, profiles and rules from the file, or keep all on any error."""
         try:
             fresh = load(AgentSettings, self._file, AGENT_FILE)
             policy = SitePolicy.compile(fresh)
@@ -311,7 +316,7 @@ def _lock(run_directory: Path) -> Callable[[], None]:
         other = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown pid"
         os.close(descriptor)
         raise PrerequisiteError(
-            f"another lark-agent (pid {other}) already works on this worker ({run_directory}/agent.lock); "
+            f"another lark-agent (pid {other}) works on this worker ({run_directory}/agent.lock); "
             "stop it first"
         ) from None
     os.ftruncate(descriptor, 0)

@@ -203,7 +203,7 @@ class Gate:
             os.close(descriptor)
 
     async def _outcome(self, connection: socket.socket, attachment: Attachment) -> None:
-        """Listen for the word that the job could not be started; silence until the end means it was."""
+        """Listen for the word that the job could not be started; silence means that it was."""
         if not await _readable(connection, _START_SECONDS):
             return
         try:
@@ -224,7 +224,12 @@ async def _readable(connection: socket.socket, timeout: float | None) -> bool:  
     """Wait until a datagram or the end is there."""
     loop = asyncio.get_running_loop()
     there: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(connection, lambda: there.done() or there.set_result(None))
+
+    def arrived() -> None:
+        if not there.done():
+            there.set_result(None)
+
+    loop.add_reader(connection, arrived)
     try:
         done, _ = await asyncio.wait([there], timeout=timeout)
         return bool(done)

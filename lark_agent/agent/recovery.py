@@ -1,11 +1,12 @@
 """What an agent finds when it starts: attachments of an earlier run, and leftovers.
 
-The kernel went on counting and checking without the agent: programs, maps and namespaces are pinned.
-So each attachment that the journal knows as living is one of three:
+The kernel went on counting and checking without the agent: programs, maps and namespaces are
+pinned. So each attachment that the journal knows as living is one of three:
 
 * its process still runs (same pid, same start time, same boot): it is adopted;
-* its process ended meanwhile: it is finished with the kernel's true totals (`agent-absent`);
-* the machine was rebooted: counters are gone, it is closed with its last durable totals (`truncated`).
+* its process ended meanwhile: it is finished with the kernel's totals (`agent-absent`);
+* the machine was rebooted: counters are gone, it is closed with its last durable totals
+  (`truncated`).
 
 Every other namespace or interface that carries our names is dismantled.
 """

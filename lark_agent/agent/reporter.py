@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from lark_agent.accounting.journal import Journal
     from lark_agent.agent.tasks import OwnThread
 
+    _Call = grpc.aio.StreamStreamCall[report_pb2.WorkerMessage, report_pb2.CollectorMessage]
+
 PROTOCOL = 1
 _BATCH = 500
 _ANSWER_SECONDS = 30.0
@@ -105,7 +107,7 @@ class Reporter:
                 pass
             await self._in_journal(lambda records=records: self._journal.acknowledge(records))  # type: ignore[misc]  # bound as a default
 
-    async def _wait_for_news(self, call: grpc.aio.StreamStreamCall[object, object]) -> None:
+    async def _wait_for_news(self, call: _Call) -> None:
         """Wait until the journal changed or the stream ended."""
         news = asyncio.ensure_future(self._changed.wait())
         end = asyncio.ensure_future(call.code())
@@ -118,9 +120,7 @@ class Reporter:
             end.cancel()
 
 
-async def _read(
-    call: grpc.aio.StreamStreamCall[report_pb2.WorkerMessage, report_pb2.CollectorMessage],
-) -> report_pb2.CollectorMessage:
+async def _read(call: _Call) -> report_pb2.CollectorMessage:
     answer = await asyncio.wait_for(call.read(), _ANSWER_SECONDS)
     if not isinstance(answer, report_pb2.CollectorMessage):  # EOF
         await call.code()

@@ -22,7 +22,7 @@ _FILE = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="lark-agent", prog_name="lark-agent")
 def agent() -> None:
-    """Give every batch job a network of its own, and account for it.
+    r"""Give every batch job a network of its own, and account for it.
 
     \b
     Exit statuses: 0 stopped in order, 1 other error, 2 configuration or usage,
@@ -34,7 +34,7 @@ def agent() -> None:
 @_FILE
 @click.option("--verbose", is_flag=True, help="Log debug messages too.")
 def run(file: Path | None, *, verbose: bool) -> None:
-    """Run the agent in the foreground, as root.
+    r"""Run the agent in the foreground, as root.
 
     \b
     SIGTERM stops it; jobs that run keep their networks and are taken over by the next start.
@@ -56,7 +56,7 @@ def run(file: Path | None, *, verbose: bool) -> None:
 @agent.command()
 @_FILE
 def check(file: Path | None) -> None:
-    """Check the configuration and say what is wrong with it.
+    r"""Check the configuration and say what is wrong with it.
 
     \b
     Example:
@@ -78,7 +78,7 @@ def check(file: Path | None) -> None:
     help="Where lark-run and lark-enter go; not on a file system mounted nosuid.",
 )
 def install_wrapper(directory: Path) -> None:
-    """Install lark-run, and lark-enter with its file capability.
+    r"""Install lark-run, and lark-enter with its file capability.
 
     \b
     Example:

@@ -1,8 +1,8 @@
 """Put the wrapper where batch systems find it.
 
-pip cannot give files capabilities. `lark-enter` needs cap_sys_admin, permitted and effective, in the
-extended attribute security.capability (include/uapi/linux/capability.h, revision 2); `lark-run`,
-beside it, needs nothing.
+pip cannot give files capabilities. `lark-enter` needs cap_sys_admin, permitted and effective, in
+the extended attribute security.capability (include/uapi/linux/capability.h, revision 2);
+`lark-run`, beside it, needs nothing.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _fields(data: bytes) -> list[tuple[int, bytes]]:
         raise InvalidRequest("the request does not start with LARK; is the caller lark-run?")
     if version != VERSION or flags:
         raise InvalidRequest(
-            f"the request has version {version}, flags {flags}; this agent speaks version {VERSION}; "
+            f"the request has version {version}, flags {flags}; this agent speaks {VERSION}; "
             "install lark-run and lark-agent of the same release"
         )
     fields = []

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import socket
 import struct
-from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING
 
 from lark_agent.errors import KernelError
 from lark_agent.linux.netlink import Netlink, attribute, attributes
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 _NETFILTER = 12
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
@@ -23,7 +26,7 @@ _FILTER_ORIG_FLAGS, _FLAG_IP_SRC = 1, 1 << 0
 
 
 def forget(addresses: set[IPv4Address | IPv6Address]) -> int:
-    """Delete every entry whose originator is one of `addresses`; returns how many (CAP_NET_ADMIN)."""
+    """Delete the entries that one of `addresses` originated; returns how many (CAP_NET_ADMIN)."""
     deleted = 0
     with Netlink(_NETFILTER) as netlink:
         for address in addresses:
@@ -48,7 +51,7 @@ def _entries(
     body += attribute(_TUPLE_ORIG, attribute(_TUPLE_IP, wanted, nested=True), nested=True)
     flags = struct.pack("=I", _FLAG_IP_SRC)
     body += attribute(_FILTER, attribute(_FILTER_ORIG_FLAGS, flags), nested=True)
-    found = []
+    found: list[tuple[int, bytes, bytes]] = []
     for message in netlink.dump(_GET, body, f"listing the connections of {address}"):
         fields = dict(attributes(message[4:]))
         original = fields.get(_TUPLE_ORIG, b"")

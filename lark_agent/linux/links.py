@@ -74,7 +74,7 @@ class Links:
     def add_veth(
         self, name: str, mac: str, peer: str, peer_mac: str, peer_netns: int, mtu: int
     ) -> None:
-        """Make a veth pair: `name` here, `peer` in the namespace behind the descriptor `peer_netns`."""
+        """Make a veth pair: `name` here, `peer` in the namespace behind `peer_netns`."""
         there = {"ifname": peer, "address": peer_mac, "mtu": mtu, "net_ns_fd": peer_netns}
         self._do(
             f"making the veth pair {name} and {peer}",
@@ -86,11 +86,13 @@ class Links:
         change, flags = IFF_UP, IFF_UP
         if not multicast:
             change |= IFF_MULTICAST
-        self._do(f"bringing up interface {index}", self._ip.link, "set", index=index, flags=flags, change=change)  # fmt: skip
+        tried = f"bringing up interface {index}"
+        self._do(tried, self._ip.link, "set", index=index, flags=flags, change=change)
 
     def set_mtu(self, index: int, mtu: int) -> None:
         """Set the MTU, in bytes."""
-        self._do(f"setting MTU {mtu} on interface {index}", self._ip.link, "set", index=index, mtu=mtu)  # fmt: skip
+        tried = f"setting MTU {mtu} on interface {index}"
+        self._do(tried, self._ip.link, "set", index=index, mtu=mtu)
 
     def add_address(self, index: int, address: IPv4Address | IPv6Address) -> None:
         """Give an interface one address, without duplicate address detection: we own the range."""
@@ -112,7 +114,8 @@ class Links:
             route = {"dst": f"{destination}/{destination.max_prefixlen}"}
             if family == 2:
                 route["scope"] = SCOPE_LINK
-        self._do(f"adding a route by {destination}", self._ip.route, "add", oif=index, family=family, **route)  # fmt: skip
+        tried = f"adding a route by {destination}"
+        self._do(tried, self._ip.route, "add", oif=index, family=family, **route)
 
     def add_neighbour(self, index: int, address: IPv4Address | IPv6Address, mac: str) -> None:
         """Tell the kernel for good which link-layer address an on-link address has."""
@@ -125,7 +128,7 @@ class Links:
     def delete(self, indices: list[int], group: int) -> None:
         """Delete interfaces, in one kernel operation if there are several.
 
-        One deletion waits 25–40 ms for the kernel's grace period; a group of a hundred waits once
+        One deletion waits 25 to 40 ms for a grace period; a group of a hundred waits once
         (`group` must be a link group that only this program uses). Missing ones are ignored.
         """
         present = []
@@ -140,7 +143,7 @@ class Links:
             self._do("deleting condemned interfaces", self._ip.link, "del", group=group)
 
     def routes(self, family: int) -> list[Any]:
-        """Return the main table's routes of a family (socket.AF_INET or AF_INET6), as pyroute2 messages."""
+        """Return the main table's routes of a family (socket.AF_INET, AF_INET6), as messages."""
         return [m for m in self._dump(self._ip.get_routes, family=family) if m["table"] == 254]
 
     def mtu(self, index: int) -> int:

@@ -81,7 +81,7 @@ def names(prefix: str) -> list[str]:
 
 def identity(of: str | Path | int) -> tuple[int, int]:
     """Device and inode: two descriptors or paths with equal identity are the same namespace."""
-    facts = os.stat(of)
+    facts = os.stat(of)  # noqa: PTH116  takes descriptors too
     return facts.st_dev, facts.st_ino
 
 

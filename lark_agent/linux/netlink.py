@@ -53,7 +53,7 @@ class Netlink:
         self._socket.close()
 
     def dump(self, kind: int, body: bytes, tried: str) -> list[bytes]:
-        """Return the bodies of all messages of a dump; a dump the kernel flags as interrupted is repeated."""
+        """Return the bodies of all messages of a dump; one flagged as interrupted is repeated."""
         for _ in range(_DUMP_ATTEMPTS):
             try:
                 return list(self._exchange(kind, NLM_F_DUMP, body, tried))

@@ -50,6 +50,6 @@ def run(text: str) -> str:
         raise KernelError(
             "changing the nftables ruleset",
             " ".join(errors.decode(errors="replace").split()),
-            "check that this kernel has nf_tables with NAT (modprobe nf_tables nft_chain_nat nft_masq)",
+            "check that this kernel has nf_tables with NAT (nf_tables, nft_chain_nat, nft_masq)",
         )
     return output.decode(errors="replace")

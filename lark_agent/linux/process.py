@@ -100,9 +100,12 @@ def command(pid: int) -> str:
 
 
 def network_identity(pid: int) -> tuple[int, int] | None:
-    """Return device and inode of a process's network namespace, None if it is gone (CAP_SYS_PTRACE)."""
+    """Return device and inode of a process's network namespace, None if it is gone.
+
+    Privilege: CAP_SYS_PTRACE, for processes of others.
+    """
     try:
-        facts = os.stat(f"/proc/{pid}/ns/net")
+        facts = Path(f"/proc/{pid}/ns/net").stat()
     except OSError:
         return None
     return facts.st_dev, facts.st_ino

@@ -1,4 +1,4 @@
-"""Kernel settings below /proc/sys; those of /proc/sys/net belong to the thread's network namespace."""
+"""Kernel settings below /proc/sys; those below net belong to the thread's network namespace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROOT = Path("/proc/sys")
 
 
 def read(key: str) -> str:
-    """Return the value of a key such as ``net/ipv4/ip_forward``, "" if the kernel has no such key."""
+    """Return the value of a key such as ``net/ipv4/ip_forward``, "" if there is no such key."""
     try:
         return (ROOT / key).read_text(encoding="ascii").strip()
     except FileNotFoundError:

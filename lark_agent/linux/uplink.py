@@ -42,7 +42,7 @@ def find(links: Links, wanted: str) -> Uplink:
         if not index:
             raise PrerequisiteError(
                 f"uplink.interface: this machine has no interface '{wanted}'; "
-                "name one that `ip -br link` shows, or leave the key out to follow the default route"
+                "name one that `ip -br link` shows, or leave it out to follow the default route"
             )
     else:
         routes = defaults[socket.AF_INET] or defaults[socket.AF_INET6]

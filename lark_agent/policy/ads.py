@@ -58,7 +58,7 @@ def parse(data: bytes, kind: str) -> Ad:
 
 
 def text_of(ad: Ad, *names: str) -> str:
-    """Return the first non-empty string among attributes, whatever their case; "" if there is none."""
+    """Return the first non-empty string among attributes, in any case; "" if there is none."""
     folded = {name.lower(): value for name, value in ad.items()}
     for name in names:
         value = folded.get(name.lower())

@@ -72,7 +72,7 @@ class SitePolicy:
                 )
             if self.profiles[requested].connectivity != Connectivity.NONE:
                 raise PolicyRefusal(
-                    f"the site's rules give this job the network profile '{name}', not '{requested}'; "
+                    f"the site's rules give this job network profile '{name}', not '{requested}'; "
                     "ask the site for a rule, or leave the request out"
                 )
             name = requested

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from lark_agent.model import Connectivity
 from lark_agent.sandbox import addressing
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from lark_agent.errors import LarkError
+    from lark_agent.model import Connectivity
 
 
 @dataclass(frozen=True, slots=True)

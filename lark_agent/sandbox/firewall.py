@@ -74,5 +74,6 @@ def _block(addressing: Addressing, slot: int) -> str:
 def _dns(addressing: Addressing, stub: IPv4Address) -> str:
     return f"""  chain prerouting {{
     type nat hook prerouting priority dstnat; policy accept;
-    iifname "{PREFIX}*" ip daddr {addressing.gateway4} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {stub}:53
+    iifname "{PREFIX}*" ip daddr {addressing.gateway4} \\
+      meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {stub}:53
   }}"""

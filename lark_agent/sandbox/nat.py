@@ -1,10 +1,10 @@
 """Connectivity `nat`: a veth to the worker, private addresses, masquerading behind the uplink.
 
-Inside a sandbox: `eth0` with one IPv4 and, where the worker has IPv6, one IPv6 address (/32, /128), a
-route to the gateway and a default route by it, permanent neighbour entries on both sides (no ARP or
-neighbour discovery ever runs), no multicast. The sandbox's ephemeral ports *are* its NAT block:
-sockets that find no free port fail with EADDRNOTAVAIL before anything is sent, so nothing is counted
-that the translation would refuse, and connections keep their port numbers on the outside.
+Inside a sandbox: `eth0` with one IPv4 and, where the worker has IPv6, one IPv6 address (/32, /128),
+a route to the gateway and a default route by it, permanent neighbour entries on both sides (no ARP
+or neighbour discovery ever runs), no multicast. The sandbox's ephemeral ports *are* its NAT block:
+sockets that find no free port fail with EADDRNOTAVAIL before anything is sent, so nothing is
+counted that the translation would refuse, and connections keep their port numbers on the outside.
 
 Order matters: the datapath is attached before either end is up, so no packet passes unseen.
 """
@@ -24,9 +24,12 @@ from lark_agent.sandbox.connectivity import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from ipaddress import IPv4Address, IPv6Address
     from pathlib import Path
 
     from lark_agent.datapath import Datapath
+
+    Address = IPv4Address | IPv6Address
 
 CONDEMNED_GROUP = 0x6C61726B
 """Link group ("lark" in ASCII) in which interfaces are deleted together."""
@@ -86,7 +89,7 @@ class NatDriver:
         return changed
 
     def set_up(self, slot: int) -> Sandbox:
-        """Build the namespace, the veth and the datapath of a slot, counting but admitting nothing yet."""
+        """Build namespace, veth and datapath of a slot; nothing passes before a plan is active."""
         name = addressing.name(slot)
         first, last = self._numbers.block(slot)
         ipv6 = self._numbers.ipv6(slot) if self.uplink.has_ipv6 else None
@@ -132,13 +135,11 @@ class NatDriver:
             links.up(links.index("lo"))
             # up before its addresses: routes need a link that is up; the far end is still down
             links.up(index, multicast=False)
-            pairs = [(sandbox.ipv4, self._numbers.gateway4), (sandbox.ipv6, self._numbers.gateway6)]
-            for address, gateway in pairs:
-                if address is not None:
-                    links.add_address(index, address)
-                    links.add_neighbour(index, gateway, addressing.mac_outside(slot))
-                    links.add_route(index, gateway)
-                    links.add_route(index, gateway, default=True)
+            for address, gateway in self._addresses(sandbox):
+                links.add_address(index, address)
+                links.add_neighbour(index, gateway, addressing.mac_outside(slot))
+                links.add_route(index, gateway)
+                links.add_route(index, gateway, default=True)
 
     def _wire_outside(self, sandbox: Sandbox) -> int:
         slot = sandbox.slot
@@ -152,16 +153,25 @@ class NatDriver:
             # the datapath before they get here
             sysctl.write(f"net/ipv4/conf/{sandbox.name}/route_localnet", 1)
         self._links.up(index, multicast=False)
-        pairs = [(sandbox.ipv4, self._numbers.gateway4), (sandbox.ipv6, self._numbers.gateway6)]
-        for address, gateway in pairs:
-            if address is not None:
-                self._links.add_address(index, gateway)
-                self._links.add_neighbour(index, address, addressing.mac_inside(slot))
-                self._links.add_route(index, address)
+        for address, gateway in self._addresses(sandbox):
+            self._links.add_address(index, gateway)
+            self._links.add_neighbour(index, address, addressing.mac_inside(slot))
+            self._links.add_route(index, address)
         return index
 
+    def _addresses(self, sandbox: Sandbox) -> list[tuple[Address, Address]]:
+        """Return (sandbox's address, gateway) of each family that the sandbox has."""
+        pairs: list[tuple[Address | None, Address]] = [
+            (sandbox.ipv4, self._numbers.gateway4),
+            (sandbox.ipv6, self._numbers.gateway6),
+        ]
+        return [(address, gateway) for address, gateway in pairs if address is not None]
+
     def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
-        """Forget connections, delete the links in one go, then the names (netavark #1482: in this order)."""
+        """Forget connections, delete the links in one go, then the names.
+
+        In this order: see netavark #1482.
+        """
         problems: list[LarkError] = []
         addresses = {a for s in sandboxes for a in (s.ipv4, s.ipv6) if a is not None}
         try:
@@ -185,7 +195,7 @@ class NatDriver:
         low, high = map(int, sysctl.read("net/ipv4/ip_local_port_range").split())
         if first <= high and low <= last:
             raise PrerequisiteError(
-                f"the NAT blocks ({first}-{last}) overlap this worker's own ephemeral ports ({low}-{high}); "
+                f"the NAT blocks ({first}-{last}) overlap the worker's ephemeral ports ({low}-{high}); "
                 "move [nat] first_port/last_port or the sysctl net.ipv4.ip_local_port_range"
             )
         # so that a program of the worker which asks for any port never gets one of a job's
