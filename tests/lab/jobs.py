@@ -42,8 +42,9 @@ class JobSpec:
 
     @property
     def job_id(self) -> str:
-        """As the batch system of this job writes it by default."""
-        return f"submit1.campus.test#{self.number}.0#1700000000"
+        """As the batch system names the job; empty at a prompt, where none does."""
+        condor = f"submit1.campus.test#{self.number}.0#1700000000"
+        return {"htcondor": condor, "slurm": str(self.number), "plain": ""}[self.scheduler]
 
     def job_ad(self) -> str:
         """Return the text of .job.ad."""
@@ -101,9 +102,11 @@ class JobResult:
 class JobHandle:
     """A job that was started."""
 
-    def __init__(self, starter: Process, report: Path) -> None:
+    def __init__(self, starter: Process, report: Path, job_id: str) -> None:
         self.starter = starter
         """The job's parent."""
+        self.job_id = job_id
+        """As the batch system names the job, unless the test gave another ad."""
         self._report = report
 
     @property

@@ -136,6 +136,16 @@ def test_far_ends_see_the_wire_and_the_worker_sees_super_packets(world: Lab) -> 
     assert re.search(r"^0 packets captured", wire.stderr, re.MULTILINE), wire.stderr
 
 
+def test_the_network_loses_nothing(world: Lab) -> None:
+    """Sixteen transfers at once, half of them up, reach their ends without a lost packet."""
+    down = ["curl", "-sSf", "-o", "/dev/null", "http://server.campus.test/bytes/10000000"]
+    up = ["curl", "-sSf", "-o", "/dev/null", "--data-binary", "@-", "http://server.campus.test/"]
+    running = [world.start(down) for _ in range(8)]
+    running += [world.start(up, stdin="x" * 10_000_000) for _ in range(8)]
+    assert [process.wait() for process in running] == [0] * 16
+    assert world.lost() == 0
+
+
 def test_users_are_the_labs_own(world: Lab) -> None:
     """Commands run as the user named, with that user's groups and home."""
     assert world.run(["id", "-Gn"], user="carol").stdout.split() == ["carol", "lark-admin"]

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import select
 import socket
 import subprocess
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Self
 from tests.lab.filesystem import ROOT, STATE, USERS, WRAPPERS
 from tests.lab.jobs import JobHandle, JobResult, JobSpec, Scheduler
 from tests.lab.process import ForkServer, LabError, Process
-from tests.lab.topology import CAMPUS, FAR, namespace
+from tests.lab.topology import CAMPUS, FAR, HOSTS, LINKS, namespace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,6 +65,7 @@ class Lab:
             ]
             for process, notify in starting:
                 _await_ready(process, notify)
+            self._dropped_before = self._dropped()
         except BaseException:
             self.close()
             raise
@@ -99,6 +101,13 @@ class Lab:
         if inside.startswith("/proc/1/"):
             return Path(f"/proc/{self.pid}/ns/net")
         return self.path(inside)
+
+    def lost(self) -> int:
+        """Return how many packets the lab's own links have dropped since the start.
+
+        Comparisons of counters with captures hold only while this is 0: see `topology`.
+        """
+        return self._dropped() - self._dropped_before
 
     def start(
         self,
@@ -195,7 +204,7 @@ class Lab:
             ["/usr/bin/python3", "-I", "-S", str(ROOT / "tests/lab/starter.py")],
             stdin=spec.to_json(),
         )
-        return JobHandle(starter, self.path(STATE / "jobs" / f"{number}.json"))
+        return JobHandle(starter, self.path(STATE / "jobs" / f"{number}.json"), spec.job_id)
 
     def job(
         self,
@@ -214,6 +223,14 @@ class Lab:
             command, user=user, ad=ad, env=env, scheduler=scheduler, wrapper=wrapper, umask=umask
         )
         return handle.result(timeout)
+
+    def _dropped(self) -> int:
+        total = 0
+        for host in HOSTS:
+            for link in json.loads(self.run(["ip", "-s", "-j", "link"], host=host).stdout):
+                if link["ifname"] in LINKS:
+                    total += sum(link["stats64"][way]["dropped"] for way in ("rx", "tx"))
+        return total
 
     def _daemon(self, name: str, config: str) -> list[str]:
         command = [str(PROGRAMS / name), "run"]
