@@ -39,7 +39,7 @@ class Worker:
     enter: Path
     scratch: Path
     namespace: int
-    """A sandbox's network: its interfaces are lo, inside0 and inside1; the host has outside0, outside1."""
+    """A sandbox's network, with lo, inside0 and inside1; the host has outside0 and outside1."""
 
     @property
     def marker(self) -> Path:
@@ -66,7 +66,7 @@ class Worker:
         uid: int = USER,
         umask: int = 0o22,
     ) -> subprocess.Popen[bytes]:
-        """Start a command as the job's user in the scratch directory; `before` runs as that user."""
+        """Start a command as the job's user in the scratch directory, after `before`."""
         return subprocess.Popen(
             command,
             env=PLAIN_ENVIRONMENT if env is None else env,

@@ -14,7 +14,7 @@ import struct
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from tests.conftest import LIBC, check
 
@@ -73,7 +73,7 @@ class FakeAgent:
     answer: threading.Event = field(default_factory=threading.Event)
     """Clear it before a job starts to keep that job waiting."""
 
-    def __enter__(self) -> FakeAgent:
+    def __enter__(self) -> Self:
         self.path.parent.mkdir(exist_ok=True)
         self.path.unlink(missing_ok=True)
         self.answer.set()

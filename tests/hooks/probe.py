@@ -63,7 +63,7 @@ def facts() -> dict[str, object]:
         "environ": (SELF / "environ").read_bytes().decode("latin-1"),
         "cmdline": (SELF / "cmdline").read_bytes().decode("latin-1"),
         "cwd": str(Path.cwd()),
-        "cwd link": os.readlink(SELF / "cwd"),
+        "cwd link": str((SELF / "cwd").readlink()),
         "descriptors": descriptors(),
         "status": {k: v for k, v in status().items() if not k.startswith("NS")},
         "limits": {name: resource.getrlimit(getattr(resource, name)) for name in LIMITS},
@@ -80,7 +80,7 @@ def facts() -> dict[str, object]:
         "affinity": sorted(os.sched_getaffinity(0)),
         "group and session are the pid": [os.getpgrp() == os.getpid(), os.getsid(0) == os.getpid()],
         "namespaces": {
-            kind: os.readlink(SELF / "ns" / kind)
+            kind: str((SELF / "ns" / kind).readlink())
             for kind in ("cgroup", "ipc", "pid", "time", "user", "uts")
         },
         "stdin": None if sys.stdin is None else sys.stdin.read(),
