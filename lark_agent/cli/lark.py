@@ -23,9 +23,9 @@ from lark_agent.cli import units
 from lark_agent.errors import LarkError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from rich.console import RenderableType
+    from lark_agent.cli.show import Frame
 
 AGENT_SOCKET = "/run/lark/agent.sock"
 COLLECTOR_SOCKET = "/run/lark-collector/query.sock"
@@ -97,7 +97,23 @@ when = options(
 )
 
 
+class Commands(click.Group):
+    """The commands, which end in silence when nobody reads any more, as in `lark jobs | head`."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and write everything out while a broken pipe can still be told."""
+        try:
+            outcome = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # the interpreter flushes once more at its end: let that go nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(BROKEN_PIPE) from None
+        return outcome
+
+
 @click.group(
+    cls=Commands,
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -145,7 +161,7 @@ def example(*lines: str) -> str:
 @click.pass_obj
 def jobs(obj: dict[str, str], /, **given: Any) -> None:
     """List jobs, newest first."""
-    from lark_agent.cli import as_json, asking, show  # noqa: PLC0415  as above
+    from lark_agent.cli import as_json, asking, show, tables  # noqa: PLC0415  as above
 
     with asking.connect(obj["endpoint"]) as asker:
         found, more = asker.jobs(filter_of(given, running=given["running"]), given["limit"])
@@ -154,7 +170,7 @@ def jobs(obj: dict[str, str], /, **given: Any) -> None:
         return
     if found:
         frame = frame_of(exact=given["exact"])
-        draw([show.jobs(found, frame)])
+        tables.draw([show.jobs(found, frame)])
     else:
         click.echo("no jobs match", err=True)
     if more:
@@ -172,7 +188,7 @@ def job(obj: dict[str, str], job_id: str, exact: bool, as_json: bool) -> None:
     ID is the batch system's job id, or an attachment id or the start of one (8 characters).
     """
     from lark_agent.cli import as_json as forms  # noqa: PLC0415  as above
-    from lark_agent.cli import asking, show  # noqa: PLC0415  as above
+    from lark_agent.cli import asking, show, tables  # noqa: PLC0415  as above
 
     with asking.connect(obj["endpoint"]) as asker:
         runs = asker.find(job_id)
@@ -183,7 +199,7 @@ def job(obj: dict[str, str], job_id: str, exact: bool, as_json: bool) -> None:
     for number, run in enumerate(runs):
         if number:
             click.echo("\n" + "-" * min(frame.width, 80) + "\n")
-        draw(show.job(run, frame))
+        tables.draw(show.job(run, frame))
 
 
 @lark.command(
@@ -211,7 +227,7 @@ def usage(obj: dict[str, str], /, **given: Any) -> None:
     Bytes belong to the UTC hour in which they were counted, so the interval is widened to whole
     hours; the first line says to which.
     """
-    from lark_agent.cli import as_json, asking, show  # noqa: PLC0415  as above
+    from lark_agent.cli import as_json, asking, show, tables  # noqa: PLC0415  as above
     from lark_agent.model import Count  # noqa: PLC0415  as above
 
     by = tuple(dict.fromkeys(group for groups in given["by"] for group in groups))
@@ -228,7 +244,7 @@ def usage(obj: dict[str, str], /, **given: Any) -> None:
     if given["as_json"]:
         click.echo(as_json.write(as_json.totals(by, found, total)))
     else:
-        draw(show.usage(by, found, total, frame_of(exact=given["exact"])))
+        tables.draw(show.usage(by, found, total, frame_of(exact=given["exact"])))
 
 
 @lark.command(epilog=example("lark top", "lark top --owner alice --once"))
@@ -273,13 +289,14 @@ def doctor(obj: dict[str, str | None], config: Path | None, as_json: bool) -> No
     Each finding comes with its remedy. Nothing is changed. Without root some checks cannot be
     made; they are listed as such. Exit status 1 if anything fails.
     """
+    from lark_agent.cli import tables  # noqa: PLC0415  as above
     from lark_agent.cli.doctor import report, system  # noqa: PLC0415  as above
 
     findings = report.examine(system.probe(config, obj["agent"]))
     if as_json:
         click.echo(report.as_json(findings))
     else:
-        draw([report.text(findings)])
+        tables.draw([report.text(findings)])
     if report.failed(findings):
         raise click.exceptions.Exit(1)
 
@@ -292,20 +309,11 @@ def filter_of(given: dict[str, Any], *, running: bool | None = None) -> JobFilte
     return JobFilter(given["owner"], given["group"], given["worker"], running, since, until)
 
 
-def frame_of(*, exact: bool) -> Any:
+def frame_of(*, exact: bool) -> Frame:
     """Say how to draw on this terminal, now."""
     from lark_agent.cli import show, tables  # noqa: PLC0415  as above
 
     return show.Frame(tables.console().width, exact, time.time_ns())
-
-
-def draw(parts: Iterable[RenderableType]) -> None:
-    """Print what a view made."""
-    from lark_agent.cli import tables  # noqa: PLC0415  as above
-
-    console = tables.console()
-    for part in parts:
-        console.print(part)
 
 
 def main() -> None:
@@ -317,7 +325,6 @@ def status(arguments: list[str]) -> int:
     """Run one command line, print its error if it has one, and return the exit status."""
     try:
         outcome = lark.main(arguments, prog_name="lark", standalone_mode=False)
-        sys.stdout.flush()
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.ClickException as error:
@@ -329,10 +336,6 @@ def status(arguments: list[str]) -> int:
         for line in str(error).splitlines():
             click.echo(f"lark: {units.visible(line)}", err=True)
         return error.exit_status
-    except BrokenPipeError:
-        # `lark jobs | head`: say nothing, and let the interpreter's last flush go nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     return outcome if isinstance(outcome, int) else 0
 
 

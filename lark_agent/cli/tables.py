@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Literal
 from lark_agent.cli.units import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Table
 
 GAP = 2
@@ -47,6 +47,20 @@ def console() -> Console:
 
     wide = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else UNLIMITED
     return Console(width=wide, highlight=False, soft_wrap=False, emoji=False, markup=False)
+
+
+def draw(parts: Iterable[RenderableType]) -> None:
+    """Print what a view made; without the blanks that fill a table up where nobody sees a table."""
+    screen = console()
+    if screen.is_terminal:
+        for part in parts:
+            screen.print(part)
+        return
+    with screen.capture() as drawn:
+        for part in parts:
+            screen.print(part)
+    for line in drawn.get().splitlines():
+        print(line.rstrip())  # noqa: T201  the output of the command
 
 
 def fit(
@@ -88,6 +102,7 @@ def table(
         caption=f"left out at this width: {', '.join(left_out)}" if left_out else None,
         caption_justify="left",
         header_style="bold",
+        show_header=any(column.title for column in columns),
     )
     for i in chosen:
         column = columns[i]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from lark_agent.accounting.questions import JobFilter, Sample
 from lark_agent.cli import units
 from lark_agent.cli.asking import NoSuchJob
-from lark_agent.cli.tables import Column, table
+from lark_agent.cli.tables import Column, draw, table
 from lark_agent.errors import RemoteError
 from lark_agent.model import Count
 
@@ -142,7 +142,7 @@ def speeds(asker: Asker) -> Speeds:
 def once(asker: Asker, wanted: JobFilter, console: Console) -> None:
     """Print one picture."""
     records, _ = asker.jobs(wanted, 0)
-    console.print(picture(speeds(asker).update(records), console.width, time.time_ns()))
+    draw([picture(speeds(asker).update(records), console.width, time.time_ns())])
 
 
 def live(asker: Asker, wanted: JobFilter, console: Console, interval: float) -> None:
