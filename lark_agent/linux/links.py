@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SCOPE_LINK = 253
 NUD_PERMANENT = 0x80
 IFA_F_NODAD = 0x02
-IFF_UP, IFF_MULTICAST = 0x1, 0x1000
+IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
 _DUMP_ATTEMPTS = 5
 
 
@@ -81,11 +81,11 @@ class Links:
             self._ip.link, "add", kind="veth", ifname=name, address=mac, mtu=mtu, peer=there,
         )  # fmt: skip
 
-    def up(self, index: int, *, multicast: bool = True) -> None:
-        """Bring an interface up, without multicast if nothing there may join groups."""
+    def up(self, index: int, *, silent: bool = False) -> None:
+        """Bring an interface up; a silent one resolves no neighbours and joins no groups."""
         change, flags = IFF_UP, IFF_UP
-        if not multicast:
-            change |= IFF_MULTICAST
+        if silent:
+            change, flags = IFF_UP | IFF_NOARP | IFF_MULTICAST, IFF_UP | IFF_NOARP
         tried = f"bringing up interface {index}"
         self._do(tried, self._ip.link, "set", index=index, flags=flags, change=change)
 

@@ -6,6 +6,9 @@ start costs no firewall change (rewriting rules per job is quadratic: moby #5346
 rather than `snat ... map` because masquerade follows the uplink's address by itself, and because
 nft 1.0.6 cannot load interval maps for IPv6.
 
+The output chain keeps the worker's own multicast (membership reports, mDNS) off the sandboxes'
+links, where the datapath would count it as dropped for a job that has nothing to do with it.
+
 The forward chain lets only answers in. Everything that a job must not do is already decided by the
 datapath on its own link; the rules here keep neighbours of the worker out, and keep untranslated
 packets (which connection tracking found invalid) from leaving with a private address.
@@ -45,6 +48,11 @@ table inet {TABLE} {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname != "{PREFIX}*" ip saddr vmap @slots4
     oifname != "{PREFIX}*" ip6 saddr vmap @slots6
+  }}
+  chain output {{
+    type filter hook output priority filter; policy accept;
+    oifname "{PREFIX}*" ip daddr 224.0.0.0/4 drop
+    oifname "{PREFIX}*" ip6 daddr ff00::/8 drop
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;

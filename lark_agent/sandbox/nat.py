@@ -134,7 +134,7 @@ class NatDriver:
             index = links.index(INSIDE)
             links.up(links.index("lo"))
             # up before its addresses: routes need a link that is up; the far end is still down
-            links.up(index, multicast=False)
+            links.up(index, silent=True)
             for address, gateway in self._addresses(sandbox):
                 links.add_address(index, address)
                 links.add_neighbour(index, gateway, addressing.mac_outside(slot))
@@ -152,7 +152,7 @@ class NatDriver:
             # lets the translated question reach the stub; other loopback targets are martian to
             # the datapath before they get here
             sysctl.write(f"net/ipv4/conf/{sandbox.name}/route_localnet", 1)
-        self._links.up(index, multicast=False)
+        self._links.up(index, silent=True)
         for address, gateway in self._addresses(sandbox):
             self._links.add_address(index, gateway)
             self._links.add_neighbour(index, address, addressing.mac_inside(slot))
@@ -195,7 +195,7 @@ class NatDriver:
         low, high = map(int, sysctl.read("net/ipv4/ip_local_port_range").split())
         if first <= high and low <= last:
             raise PrerequisiteError(
-                f"the NAT blocks ({first}-{last}) overlap the worker's ephemeral ports ({low}-{high}); "
+                f"the NAT blocks {first}-{last} overlap the worker's ephemeral ports {low}-{high}; "
                 "move [nat] first_port/last_port or the sysctl net.ipv4.ip_local_port_range"
             )
         # so that a program of the worker which asks for any port never gets one of a job's
@@ -208,10 +208,13 @@ class NatDriver:
 
 
 def _quiet_ipv6(interface: str) -> None:
-    """Keep an interface from speaking by itself: no link-local address, no solicitations."""
-    conf = f"net/ipv6/conf/{interface}"
-    for key, value in (("addr_gen_mode", 1), ("accept_ra", 0), ("autoconf", 0), ("accept_dad", 0)):
-        sysctl.write_if_present(f"{conf}/{key}", value)
+    """Keep an interface from speaking by itself.
+
+    No link-local address, no solicitations, no duplicate address detection.
+    """
+    values = {"addr_gen_mode": 1, "accept_ra": 0, "autoconf": 0, "accept_dad": 0}
+    for key, value in values.items():
+        sysctl.write_if_present(f"net/ipv6/conf/{interface}/{key}", value)
 
 
 def _set_inside_mtu(mtu: int) -> None:
