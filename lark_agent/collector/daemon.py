@@ -34,7 +34,7 @@ from grpc_reflection.v1alpha import reflection
 
 from lark_agent.collector.answers import Answers
 from lark_agent.collector.ingest import CollectorServicer
-from lark_agent.collector.schema import open_engine
+from lark_agent.collector.schema import StoreFullError, open_engine
 from lark_agent.collector.store import Store
 from lark_agent.collector.writer import Writer
 from lark_agent.errors import LarkError, PrerequisiteError, StoreError
@@ -97,8 +97,9 @@ class Daemon:
         stack.callback(engine.dispose)
         self._writer = Writer(Store(engine))
         stack.push_async_callback(self._writer.close)
-        # also finds out whether the store can be written at all
-        await self._writer.write(())
+        # finds out whether the store can be written at all; a full one can still be asked
+        with contextlib.suppress(StoreFullError):
+            await self._writer.write(())
         door = await stack.enter_async_context(FrontDoor(Path(self._settings.socket)))
         queries = QueryServicer(Answers(engine), door.caller, self._settings.admin_group)
         stack.callback(queries.close)

@@ -224,6 +224,8 @@ def _explained(tried: str, cause: BaseException | None) -> StoreError:
         return StoreError(f"{text}; look at its disk: space, quota, kernel log")
     if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
         return StoreError(f"{text}; another process holds it: end that, then it goes on by itself")
+    if code in {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}:
+        return StoreError(f"{text}; check whom the file and its directory belong to")
     if code in {sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT}:
         return StoreError(f"{text}; restore it from a backup or configure another store")
     return StoreError(f"{text}; see the database's documentation")

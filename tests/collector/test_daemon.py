@@ -21,6 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from lark_agent.collector.daemon import Daemon
+from lark_agent.collector.schema import StoreFullError
+from lark_agent.collector.store import Store
 from lark_agent.config import CollectorSettings
 from lark_agent.errors import PrerequisiteError
 from lark_agent.rpc.channel import connect
@@ -184,6 +186,28 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(fresh_host: Path) -> No
         kept = {row[0] for row in raw.execute("SELECT attachment_id FROM records")}
     assert kept == set(stored)
     subprocess.run(["umount", "/run/s"], check=True)
+
+
+def test_a_store_that_is_full_at_the_start_can_be_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The collector starts, people are answered, and workers see NOT_SERVING."""
+
+    def probe(_store: Store, _now_ns: int) -> None:
+        raise StoreFullError("full")
+
+    monkeypatch.setattr(Store, "probe", probe)
+
+    async def talk() -> None:
+        async with (
+            Daemon(settings_in(folder)),
+            grpc.aio.insecure_channel(f"unix:{folder}/q") as channel,
+        ):
+            assert await health(f"unix:{folder}/reports") == 2
+            stub = query_pb2_grpc.QueryStub(channel)
+            await stub.ListJobs(query_pb2.ListJobsRequest(), timeout=20)
+
+    asyncio.run(talk())
 
 
 ASK = """
