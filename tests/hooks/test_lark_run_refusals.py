@@ -48,8 +48,8 @@ def test_refusal_carries_the_agents_reason(worker: Worker, status: int) -> None:
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
-        (None, "ended the connection without an answer"),
-        (b"", "ended the connection without an answer"),
+        (None, "it closed the connection"),
+        (b"", "it closed the connection"),
         (b"LARK", "not of this version"),
         (b"lark\1\0\0\0\0\0\0\0", "not of this version"),
         (b"LARK\2\0\0\0\0\0\0\0", "not of this version"),
@@ -57,6 +57,8 @@ def test_refusal_carries_the_agents_reason(worker: Worker, status: int) -> None:
         (granted()[:8], "something else than one namespace"),
         (granted()[:11], "something else than one namespace"),
         (granted() + b"x", "something else than one namespace"),
+        (granted(2), "a flag that this lark-run does not know"),
+        (granted(1 << 31), "a flag that this lark-run does not know"),
     ],
 )
 def test_garbage_answer_refuses(worker: Worker, reply: bytes | None, reason: str) -> None:
@@ -89,7 +91,7 @@ def test_random_answers_refuse(worker: Worker) -> None:
         (("pipe",), "granted no network namespace"),
         (("mnt",), "granted no network namespace"),
         (("user",), "granted no network namespace"),
-        (("own",), "granted the worker's own network"),
+        (("own",), "granted the network that the job is already in"),
     ],
 )
 def test_wrong_descriptors_refuse(worker: Worker, kinds: Sequence[str], reason: str) -> None:
@@ -179,6 +181,22 @@ def test_command_not_found_is_127(worker: Worker) -> None:
             assert done.returncode == 127
             assert done.stderr.decode().startswith(f"lark-run: cannot run {command}: No such file")
     assert [struct.unpack_from("<4sHH", n) for n in agent.notices] == [(b"LARK", 1, 127)] * 3
+
+
+def test_root_gets_the_same_words(worker: Worker) -> None:
+    """Also where the capabilities are already gone when the start fails."""
+    with worker.agent():
+        done = worker.execute(str(worker.run), "/no/such/command", uid=0)
+    assert done.returncode == 127
+    assert done.stderr.startswith(b"lark-run: cannot run /no/such/command: No such file")
+
+
+def test_root_that_cannot_drop_its_capabilities_is_refused(worker: Worker) -> None:
+    """Without CAP_SETPCAP exec would give root back what lets it leave the sandbox."""
+    drop = ("setpriv", "--bounding-set=-setpcap")
+    with worker.agent():
+        done = worker.execute(*drop, str(worker.run), *worker.mark, uid=0)
+    worker.assert_refused(done, "cannot drop the capabilities: ", "CAP_SETPCAP")
 
 
 @pytest.mark.parametrize("kind", ["not executable", "directory", "no program"])

@@ -1,4 +1,4 @@
-/* lark-enter: the only privileged code of the wrapper (file capability cap_sys_admin, nothing else).
+/* lark-enter: the wrapper's only privileged code (file capability cap_sys_admin, nothing else).
  *
  * Theory of operation. Any user can exec this with arguments, environment and descriptors of their
  * choosing. The one thing it must never do is enter a namespace that a user chose, so it takes the
@@ -30,23 +30,22 @@ static int granted_by = -1; /* the agent's socket, once it holds a sandbox for u
 
 /* Drop every capability. Inheritable and bounding set stay as the user had them, except root's:
  * those would give everything back at exec. The kernel empties the ambient set by itself. */
-static void drop_capabilities(void)
+static bool drop_capabilities(void)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct sets[2] = {0};
-	bool root = getuid() == 0 || geteuid() == 0;
+	bool root = getuid() == 0 || geteuid() == 0, bounded = true;
+	int allowed;
 
-	for (unsigned long cap = 0; root && prctl(PR_CAPBSET_READ, cap) >= 0; cap++)
-		if (prctl(PR_CAPBSET_DROP, cap) == -1)
-			_exit(NO_SANDBOX);
+	for (unsigned long cap = 0; root && (allowed = prctl(PR_CAPBSET_READ, cap)) >= 0; cap++)
+		bounded = (!allowed || prctl(PR_CAPBSET_DROP, cap) == 0) && bounded;
 	if (syscall(SYS_capget, &header, sets) == -1)
-		_exit(NO_SANDBOX);
+		return false;
 	for (int i = 0; i < 2; i++) {
 		sets[i].effective = sets[i].permitted = 0;
 		sets[i].inheritable = root ? 0 : sets[i].inheritable;
 	}
-	if (syscall(SYS_capset, &header, sets) == -1)
-		_exit(NO_SANDBOX);
+	return syscall(SYS_capset, &header, sets) == 0 && bounded;
 }
 
 /* Become the plain user, and tell an agent that waits for the job to begin that it will not. */
@@ -54,7 +53,7 @@ static void resign(int status, const char *line, size_t length)
 {
 	char notice[REPLY_MAX] = {'L', 'A', 'R', 'K', PROTOCOL, 0, (char)status};
 
-	drop_capabilities();
+	(void)drop_capabilities();
 	length = length < sizeof notice - 8 ? length : sizeof notice - 8;
 	memcpy(notice + 8, line, length);
 	if (granted_by != -1)
@@ -75,7 +74,7 @@ static void read_state(int argc, char **argv, uintmax_t *saved)
 		good = *text >= '0' && *text <= '9' && *end == (i + 1 < SAVED ? ',' : '\0');
 	}
 	if (!good || saved[SOCKET] > INT32_MAX)
-		die(NO_SANDBOX, "lark-enter is started by lark-run only; run lark-run COMMAND");
+		refuse("lark-enter is started by lark-run only; run lark-run COMMAND");
 }
 
 static void check_capability(void)
@@ -85,12 +84,11 @@ static void check_capability(void)
 
 	if (syscall(SYS_capget, &header, sets) == 0 && sets[0].effective & 1U << CAP_SYS_ADMIN)
 		return;
-	if (prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1)
-		die(NO_SANDBOX, "cannot enter a sandbox: no_new_privs is set, so that file capabilities have "
-		    "no effect; start the batch system without it (HTCondor: DISABLE_SETUID, systemd: "
-		    "NoNewPrivileges)");
-	die(NO_SANDBOX, "cannot enter a sandbox: lark-enter has no capability; `setcap cap_sys_admin+ep "
-	    "lark-enter`, on a file system without nosuid, and do not trace it");
+	refuse("cannot enter a sandbox: %s", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1
+	    ? "no_new_privs is set, which makes file capabilities ineffective; start the batch "
+	      "system without it (HTCondor: DISABLE_SETUID, systemd: NoNewPrivileges)"
+	    : "lark-enter has no capability; `setcap cap_sys_admin+ep lark-enter`, on a file "
+	      "system mounted without nosuid, and do not trace it");
 }
 
 /* Refuse every socket but one to the agent: opened for listening by root, under the one name. */
@@ -102,11 +100,12 @@ static void check_agent(int fd)
 	socklen_t peer_size = sizeof peer, owner_size = sizeof owner, type_size = sizeof type;
 
 	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_size) == -1 || type != SOCK_SEQPACKET
-	    || getpeername(fd, (struct sockaddr *)&peer, &peer_size) == -1 || peer.sun_family != AF_UNIX
+	    || getpeername(fd, (struct sockaddr *)&peer, &peer_size) == -1
+	    || peer.sun_family != AF_UNIX
 	    || strncmp(peer.sun_path, AGENT_SOCKET, sizeof peer.sun_path) != 0)
-		die(NO_SANDBOX, "descriptor %d is not a connection to " AGENT_SOCKET "; run lark-run COMMAND", fd);
+		refuse("descriptor %d is not a connection to " AGENT_SOCKET "; run lark-run", fd);
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &owner, &owner_size) == -1 || owner.uid != 0)
-		die(NO_SANDBOX, "the agent at " AGENT_SOCKET " is user %u, not root; " ADVICE, owner.uid);
+		refuse("the agent at " AGENT_SOCKET " is user %u, not root; " ADVICE, owner.uid);
 }
 
 /* Wait for the answer; return the namespace it grants and the flags with it. */
@@ -126,25 +125,28 @@ static int receive_namespace(int agent, uint32_t *flags)
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		time_t left = start.tv_sec + WAIT_SECONDS - now.tv_sec;
 		if (poll(&wait, 1, left > 0 ? (int)left * 1000 : 0) == 0)
-			die(NO_SANDBOX, "no answer from the agent in %d s; " ADVICE, WAIT_SECONDS);
+			refuse("no answer from the agent in %d s; " ADVICE, WAIT_SECONDS);
 		size = recvmsg(agent, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	} while (size == -1 && (errno == EINTR || errno == EAGAIN));
 	if (size <= 0)
-		die(NO_SANDBOX, "the agent ended the connection without an answer: %s; " ADVICE,
-		    size ? strerrordesc_np(errno) : "closed");
+		refuse(size ? "no answer from the agent: %m; " ADVICE
+		    : "no answer from the agent: it closed the connection; " ADVICE);
 	const uint8_t *head = (const uint8_t *)reply;
 	int status = head[6] | head[7] << 8, namespace = -1;
 	if (size < 8 || memcmp(reply, "LARK\1", 6) != 0 || message.msg_flags & MSG_TRUNC)
-		die(NO_SANDBOX, "the agent's answer is not of this version; restart lark-agent after updates");
+		refuse("the agent's answer is not of this version; restart lark-agent");
 	if (status != GRANTED)
-		die(NO_SANDBOX, "refused by the agent: %s", reply + 8);
+		refuse("refused by the agent: %s", reply + 8);
 	granted_by = agent;
-	if (message.msg_controllen >= sizeof control.header && control.header.cmsg_type == SCM_RIGHTS
+	if (message.msg_controllen >= sizeof control.header
+	    && control.header.cmsg_type == SCM_RIGHTS
 	    && control.header.cmsg_len == CMSG_LEN(sizeof namespace))
 		memcpy(&namespace, CMSG_DATA(&control.header), sizeof namespace);
 	if (size != 12 || message.msg_flags & MSG_CTRUNC || namespace == -1)
-		die(NO_SANDBOX, "the agent granted something else than one namespace; " ADVICE);
-	*flags = head[8] | (uint32_t)head[9] << 8 | (uint32_t)head[10] << 16 | (uint32_t)head[11] << 24;
+		refuse("the agent granted something else than one namespace; " ADVICE);
+	if (head[8] & ~BIND_RESOLVER || head[9] || head[10] || head[11])
+		refuse("the agent set a flag that this lark-run does not know; update lark-run");
+	*flags = head[8];
 	return namespace;
 }
 
@@ -156,18 +158,19 @@ static void enter_network(int namespace)
 
 	if (fstatfs(namespace, &filesystem) == -1 || filesystem.f_type != NSFS_MAGIC
 	    || ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET)
-		die(NO_SANDBOX, "the agent granted no network namespace; " ADVICE);
-	if (fstat(namespace, &given) == -1 || stat("/proc/self/ns/net", &current) == -1
-	    || (given.st_ino == current.st_ino && given.st_dev == current.st_dev))
-		die(NO_SANDBOX, "the agent granted the worker's own network: %m; " ADVICE);
+		refuse("the agent granted no network namespace; " ADVICE);
+	if (fstat(namespace, &given) == -1 || stat("/proc/self/ns/net", &current) == -1)
+		refuse("cannot compare network namespaces: %m; is /proc mounted?");
+	if (given.st_ino == current.st_ino && given.st_dev == current.st_dev)
+		refuse("the agent granted the network that the job is already in; " ADVICE);
 	if (setns(namespace, CLONE_NEWNET) == -1) /* CAP_SYS_ADMIN: enter a namespace */
-		die(NO_SANDBOX, "cannot enter the sandbox: %m; is the job in a user namespace?");
+		refuse("cannot enter the sandbox: %m; is the job in a user namespace?");
 }
 
 static void mount_or_die(const char *what, const char *on, const char *type, unsigned long flags)
 {
 	if (mount(what, on, type, flags, NULL) == -1) /* CAP_SYS_ADMIN: mount */
-		die(NO_SANDBOX, "cannot mount %s on %s: %m; " ADVICE, what, on);
+		refuse("cannot mount %s on %s: %m; " ADVICE, what, on);
 }
 
 /* Show the sandbox's interfaces under /sys, keeping what the host has mounted below it for jobs. */
@@ -176,7 +179,7 @@ static void renew_sys(void)
 	static const char *const below[] = {"/sys/fs/cgroup", "/sys/fs/fuse/connections",
 		"/sys/fs/selinux", "/sys/kernel/security"};
 	enum { BELOW = sizeof below / sizeof *below };
-	const unsigned long kept = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC; /* ST_* are the same bits */
+	const unsigned long kept = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC; /* as ST_* */
 	struct stat sys, mounted;
 	struct statfs old;
 	int held[BELOW];
@@ -186,7 +189,7 @@ static void renew_sys(void)
 	for (int i = 0; i < BELOW; i++) {
 		held[i] = open(below[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
 		if (held[i] == -1 ? errno != ENOENT : fstat(held[i], &mounted) == -1)
-			die(NO_SANDBOX, "cannot hold %s: %m; raise the limit of open files", below[i]);
+			refuse("cannot hold %s: %m; raise the limit of open files", below[i]);
 		if (held[i] != -1 && mounted.st_dev == sys.st_dev)
 			held[i] = -1; /* nothing mounted there; closed at exec */
 	}
@@ -210,8 +213,9 @@ static void restore(const uintmax_t *saved)
 	getrlimit(RLIMIT_STACK, &stack);
 	stack.rlim_cur = saved[STACK_LIMIT];
 	personality(saved[PERSONALITY]);
-	if (setrlimit(RLIMIT_STACK, &stack) == -1 || prctl(PR_SET_PDEATHSIG, saved[DEATH_SIGNAL]) == -1)
-		die(NO_SANDBOX, "cannot restore stack limit and death signal: %m; run lark-run COMMAND");
+	if (setrlimit(RLIMIT_STACK, &stack) == -1
+	    || prctl(PR_SET_PDEATHSIG, saved[DEATH_SIGNAL]) == -1)
+		refuse("cannot restore stack limit and death signal: %m; run lark-run COMMAND");
 	if (saved[DEATH_SIGNAL] && (uintmax_t)getppid() != saved[PARENT])
 		kill(getpid(), (int)saved[DEATH_SIGNAL]); /* the parent died while none was set */
 }
@@ -229,17 +233,19 @@ int main(int argc, char **argv)
 	(void)fcntl(agent, F_SETFD, FD_CLOEXEC);
 	enter_network(receive_namespace(agent, &flags));
 	if (unshare(CLONE_NEWNS) == -1) /* CAP_SYS_ADMIN: a mount namespace */
-		die(NO_SANDBOX, "cannot make a mount namespace: %m; check user.max_mnt_namespaces");
-	mount_or_die("none", "/", NULL, MS_REC | MS_SLAVE); /* the host's later mounts still arrive */
+		refuse("cannot make a mount namespace: %m; check user.max_mnt_namespaces");
+	mount_or_die("none", "/", NULL, MS_REC | MS_SLAVE); /* the host's later mounts arrive */
 	renew_sys();
 	if (flags & BIND_RESOLVER && stat("/etc/resolv.conf", &resolver) == 0)
 		mount_or_die("/run/lark/resolv.conf", "/etc/resolv.conf", NULL, MS_BIND);
-	drop_capabilities();
+	if (!drop_capabilities())
+		refuse("cannot drop the capabilities: %m; root needs CAP_SETPCAP to run a job");
 	restore(saved);
 	char **job = argv + 2;
 	if (strchr(job[0], '/'))
 		execve(job[0], job, environ);
 	else
 		execvp(job[0], job); /* as env(1): searches the job's own PATH */
-	die(errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE, "cannot run %s: %m; check the command", job[0]);
+	int status = errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
+	die(status, "cannot run %s: %m; check the command", job[0]);
 }

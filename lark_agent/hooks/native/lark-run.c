@@ -16,7 +16,7 @@
 #include <sys/personality.h>
 
 #define VERSION "0.1.0"
-#define USAGE "usage: lark-run [--profile NAME] [--job-id ID] [--group NAME] [--] COMMAND [ARGUMENT...]"
+#define USAGE "usage: lark-run [--profile NAME] [--job-id ID] [--group NAME] [--] COMMAND [ARG...]"
 enum { REQUEST_MAX = 16384, VALUE_MAX = 1024, AD_MAX = 1 << 20, SEALED_NOEXEC = 8 };
 enum field { COMMAND = 1, VARIABLE, OPTION, AD };
 
@@ -38,7 +38,7 @@ static unsigned hold_stdio(void)
 		if (fcntl(fd, F_GETFD) == -1) {
 			closed |= 1U << fd;
 			if (open("/dev/null", O_RDWR | O_CLOEXEC) != fd)
-				die(NO_SANDBOX, "cannot open /dev/null: %m; " ADVICE);
+				refuse("cannot open /dev/null: %m; " ADVICE);
 		}
 	return closed;
 }
@@ -50,9 +50,9 @@ static void add(enum field type, const char *name, const char *value, size_t len
 	uint8_t *to = request + request_size;
 
 	if (length > VALUE_MAX)
-		die(NO_SANDBOX, "%s is %zu bytes long, more than %d; shorten it", name, length, VALUE_MAX);
+		refuse("%s is %zu bytes long, more than %d; shorten it", name, length, VALUE_MAX);
 	if (payload + 4 > sizeof request - request_size)
-		die(NO_SANDBOX, "the request is longer than %d bytes; give fewer options", REQUEST_MAX);
+		refuse("the request is longer than %d bytes; give fewer options", REQUEST_MAX);
 	to = mempcpy(to, (uint8_t[]){(uint8_t)type, 0, payload & 0xff, (uint8_t)(payload >> 8)}, 4);
 	if (name) {
 		to = mempcpy(to, name, prefix);
@@ -78,11 +78,11 @@ static char **read_options(char **argv)
 		while (*option && strcmp(argv[0], *option) != 0)
 			option++;
 		if (!*option || !argv[1])
-			die(NO_SANDBOX, "%s: %s; " USAGE, argv[0], *option ? "needs a value" : "unknown option");
+			refuse("%s %s; " USAGE, argv[0], *option ? "needs a value" : "is no option");
 		add(OPTION, *option + 2, argv[1], strlen(argv[1]));
 	}
 	if (!argv[0])
-		die(NO_SANDBOX, "no command; " USAGE);
+		refuse("no command; " USAGE);
 	return argv;
 }
 
@@ -100,18 +100,18 @@ static void add_ad(const char *variable, const char *kind)
 
 	if (!path)
 		return;
-	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY); /* a fifo must not hold us */
+	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY); /* a fifo may not block */
 	if (fd == -1 || fstat(fd, &is) == -1)
-		die(NO_SANDBOX, "cannot read $%s, %s: %m; it must name an ad", variable, path);
+		refuse("cannot read $%s, %s: %m; it must name an ad", variable, path);
 	if (!S_ISREG(is.st_mode))
-		die(NO_SANDBOX, "cannot read $%s, %s: not a regular file; it must name an ad", variable, path);
+		refuse("cannot read $%s, %s: no regular file; it must name an ad", variable, path);
 	do
 		size += (size_t)(got = read(fd, copy + size, sizeof copy - size));
 	while (got > 0 && size < sizeof copy);
 	if (got == -1)
-		die(NO_SANDBOX, "cannot read $%s, %s: %m; is its file system in order?", variable, path);
+		refuse("cannot read $%s, %s: %m; is its file system in order?", variable, path);
 	if (size > AD_MAX)
-		die(NO_SANDBOX, "cannot read $%s, %s: over 1 MiB; it must name an ad", variable, path);
+		refuse("cannot read $%s, %s: over 1 MiB; it must name an ad", variable, path);
 	close(fd);
 	fd = memfd_create(variable, MFD_CLOEXEC | MFD_ALLOW_SEALING | SEALED_NOEXEC);
 	if (fd == -1 && errno == EINVAL) /* Linux before 6.3 */
@@ -121,7 +121,7 @@ static void add_ad(const char *variable, const char *kind)
 	if (fd == -1 || size > limit.rlim_max || setrlimit(RLIMIT_FSIZE, &most) == -1
 	    || pwrite(fd, copy, size, 0) != (ssize_t)size || setrlimit(RLIMIT_FSIZE, &limit) == -1
 	    || fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == -1)
-		die(NO_SANDBOX, "cannot copy $%s: %m; raise the limits of file size and memory", variable);
+		refuse("cannot copy $%s: %m; raise the limits of file size and memory", variable);
 	add(AD, NULL, kind, 1);
 	ads[ad_count++] = fd;
 }
@@ -140,18 +140,18 @@ static int ask_agent(void)
 	ssize_t result;
 
 	if (fd == -1 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) == -1)
-		die(NO_SANDBOX, "cannot make a socket: %m; raise the limit of open files");
+		refuse("cannot make a socket: %m; raise the limit of open files");
 	do /* SIGSTOP and SIGCONT interrupt calls that have a timeout, even without a handler */
 		result = connect(fd, (const struct sockaddr *)&agent, sizeof agent);
 	while (result == -1 && errno == EINTR);
 	if (result == -1)
-		die(NO_SANDBOX, "no agent at " AGENT_SOCKET ": %m; start lark-agent, or " ADVICE);
+		refuse("no agent at " AGENT_SOCKET ": %m; start lark-agent, or " ADVICE);
 	memcpy(CMSG_DATA(&control.header), ads, sizeof ads);
 	do
 		result = sendmsg(fd, &message, MSG_NOSIGNAL);
 	while (result == -1 && errno == EINTR);
 	if (result == -1)
-		die(NO_SANDBOX, "cannot ask the agent at " AGENT_SOCKET ": %m; " ADVICE);
+		refuse("cannot ask the agent at " AGENT_SOCKET ": %m; " ADVICE);
 	return fd;
 }
 
@@ -171,7 +171,7 @@ static void exec_enter(const uintmax_t *saved, char **job)
 	char **guarded = calloc(count + 1, sizeof *guarded), *text = malloc(bytes + 1);
 	char **argv = calloc(words + 3, sizeof *argv);
 	if (!name || !guarded || !text || !argv)
-		die(NO_SANDBOX, "cannot prepare lark-enter: %m; is /proc mounted?");
+		refuse("cannot prepare lark-enter: %m; is /proc mounted?");
 	for (size_t i = 0; i < count; i++) {
 		guarded[i] = text;
 		*text++ = GUARD;
@@ -183,28 +183,31 @@ static void exec_enter(const uintmax_t *saved, char **job)
 	argv[1] = state;
 	memcpy(argv + 2, job, words * sizeof *argv);
 	execve(path, argv, guarded);
-	die(NO_SANDBOX, "cannot start %s: %m; install it beside lark-run, with CAP_SYS_ADMIN in the "
+	refuse("cannot start %s: %m; install it beside lark-run, with CAP_SYS_ADMIN in the "
 	    "bounding set", path);
 }
 
 int main(int argc, char **argv)
 {
-	static const char *const variables[] = {"_CONDOR_SLOT", "SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID",
-		"SLURM_ARRAY_TASK_ID", "SLURM_JOB_USER", "SLURM_JOB_ACCOUNT", "SLURM_CLUSTER_NAME"};
+	static const char *const variables[] = {"_CONDOR_SLOT", "SLURM_JOB_ID",
+		"SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_USER", "SLURM_JOB_ACCOUNT",
+		"SLURM_CLUSTER_NAME"};
 	uintmax_t saved[SAVED] = {[CLOSED_STDIO] = hold_stdio()};
 	char **job = read_options(argv + (argc > 0));
 	struct rlimit stack;
 	int death_signal = 0;
 
 	add(COMMAND, NULL, job[0], strnlen(job[0], VALUE_MAX));
-	for (size_t i = 0; i < sizeof variables / sizeof *variables; i++)
-		if (getenv(variables[i]))
-			add(VARIABLE, variables[i], getenv(variables[i]), strlen(getenv(variables[i])));
+	for (size_t i = 0; i < sizeof variables / sizeof *variables; i++) {
+		const char *value = getenv(variables[i]);
+		if (value)
+			add(VARIABLE, variables[i], value, strlen(value));
+	}
 	add_ad("_CONDOR_JOB_AD", "j");
 	add_ad("_CONDOR_MACHINE_AD", "m");
 	saved[SOCKET] = (uintmax_t)ask_agent();
 	if (getrlimit(RLIMIT_STACK, &stack) == -1 || prctl(PR_GET_PDEATHSIG, &death_signal) == -1)
-		die(NO_SANDBOX, "cannot read the stack limit and death signal: %m; allow it in seccomp");
+		refuse("cannot read the stack limit and death signal: %m; allow it in seccomp");
 	saved[STACK_LIMIT] = stack.rlim_cur;
 	saved[DEATH_SIGNAL] = (uintmax_t)death_signal;
 	saved[PARENT] = (uintmax_t)getppid(); /* had it died before this, the signal had come */

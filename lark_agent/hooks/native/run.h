@@ -34,7 +34,8 @@ static void resign(int status, const char *line, size_t length);
 static void write_error_file(const char *line, size_t length)
 {
 	const int safely = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
-	const char *file = getenv("_CONDOR_WRAPPER_ERROR_FILE"), *scratch = getenv("_CONDOR_SCRATCH_DIR");
+	const char *file = getenv("_CONDOR_WRAPPER_ERROR_FILE");
+	const char *scratch = getenv("_CONDOR_SCRATCH_DIR");
 	int fd = file ? open(file, O_WRONLY | O_CREAT | O_APPEND | safely, 0644) : -1;
 	struct stat now;
 
@@ -59,7 +60,7 @@ static void die(int status, const char *format, ...)
 	int wanted = vsnprintf(line + start, room, format, values);
 	va_end(values);
 	size_t length = start + (wanted < 0 ? 0 : (size_t)wanted < room ? (size_t)wanted : room - 1);
-	for (size_t i = 0; i < length; i++) /* words of others must not steer the reader's terminal */
+	for (size_t i = 0; i < length; i++) /* others' words must not steer the reader's terminal */
 		if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
 			line[i] = ' ';
 	resign(status, line, length);
@@ -70,3 +71,4 @@ static void die(int status, const char *format, ...)
 	write_error_file(line, length);
 	_exit(status);
 }
+#define refuse(...) die(NO_SANDBOX, __VA_ARGS__)
