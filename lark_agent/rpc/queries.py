@@ -143,7 +143,7 @@ class QueryServicer(query_pb2_grpc.QueryServicer):
         except _TooMuchError as error:
             await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except StoreError as error:
-            log.error("a question was not answered", error=str(error))  # noqa: TRY400  the text says all
+            log.error("a question was not answered", error=str(error))
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
         except Exception:
             log.exception("a question failed", question=type(request).__name__)

@@ -302,6 +302,50 @@ def test_systemd_is_told_and_sigterm_is_obeyed(folder: Path) -> None:
     assert not (folder / "q").exists()
 
 
+REPORT = """
+import asyncio, sys
+import grpc
+from tests.collector.world import Worker, record
+async def report():
+    async with grpc.aio.insecure_channel("127.0.0.1:9620") as channel:
+        worker = Worker(channel)
+        await worker.hello()
+        for number in range(100_000):
+            await worker.send(number, record(number))
+            await worker.acknowledged()
+            print(record(number).attachment_id, flush=True)
+asyncio.run(report())
+"""
+
+
+@needs_root
+@pytest.mark.root
+def test_what_was_acknowledged_survives_sigkill(folder: Path) -> None:
+    """Killed in the middle of a stream, the store has every batch whose acknowledgement arrived."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"{folder}/notify")
+        manager.settimeout(30)
+        collector = start(folder, NOTIFY_SOCKET=f"{folder}/notify")
+        assert manager.recv(1000).startswith(b"READY=1")
+    worker = subprocess.Popen(
+        ["nsenter", f"--net=/proc/{collector.pid}/ns/net", sys.executable, "-c", REPORT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert worker.stdout is not None
+    acknowledged = [worker.stdout.readline().strip() for _ in range(50)]
+    collector.kill()
+    collector.communicate(timeout=30)
+    acknowledged += worker.communicate(timeout=30)[0].split()
+    with contextlib.closing(sqlite3.connect(folder / "u.sqlite")) as raw:
+        kept = {row[0] for row in raw.execute("SELECT attachment_id FROM records")}
+    assert len(acknowledged) >= 50
+    assert set(acknowledged) <= kept
+    assert len(kept) <= len(acknowledged) + 1
+
+
 @needs_root
 @pytest.mark.root
 def test_a_listener_beyond_loopback_is_warned_about(folder: Path) -> None:
