@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import msgspec
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -141,13 +142,15 @@ def test_health_follows_the_store(folder: Path) -> None:
 
 @needs_root
 @pytest.mark.root
-def test_a_full_disk_loses_nothing_that_was_acknowledged(fresh_host: Path) -> None:
+def test_a_full_disk_loses_nothing_that_was_acknowledged(fresh_host: Path, folder: Path) -> None:
     """Acknowledged until full, refused as full, complete once there is room."""
-    folder = Path("/run")
-    (folder / "s").mkdir()
+    # sockets stay in `folder`: threads that gRPC keeps from earlier tests do not see this /run
+    small = Path("/run/s")
+    small.mkdir()
     mount("small", "/run/s", "tmpfs")
     subprocess.run(["mount", "-o", "remount,size=3m", "/run/s"], check=True)
-    ballast = folder / "s" / "ballast"
+    settings = msgspec.structs.replace(settings_in(folder), store="sqlite:////run/s/u.sqlite")
+    ballast = small / "ballast"
     ballast.write_bytes(bytes(1 << 20))
     stored: list[str] = []
     refusals: list[tuple[grpc.StatusCode, str]] = []
@@ -170,7 +173,7 @@ def test_a_full_disk_loses_nothing_that_was_acknowledged(fresh_host: Path) -> No
 
     async def talk() -> None:
         async with (
-            Daemon(settings_in(folder)),
+            Daemon(settings),
             grpc.aio.insecure_channel(f"unix:{folder}/reports") as channel,
         ):
             stopped = await fill(channel, 0, 1000)

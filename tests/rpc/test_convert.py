@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lark_agent.accounting.questions import GroupBy, JobFilter, JobRun, Sample, Total, Totals
@@ -26,17 +26,17 @@ from lark_agent.rpc.convert import MAX_INTEGER, InvalidRecord
 from lark_agent.rpc.lark.v1 import query_pb2, record_pb2
 
 PRINTABLE = st.characters(codec="utf-8").filter(str.isprintable)
-TEXTS = st.text(PRINTABLE, max_size=256)
+TEXTS = st.text(PRINTABLE, max_size=12) | st.just("ß" * 256)
 INTEGERS = st.integers(0, MAX_INTEGER)
 COUNTS = st.builds(Count, INTEGERS, INTEGERS)
 USAGES = st.builds(
     Usage,
     st.lists(
         st.builds(ClassUsage, TEXTS, COUNTS, COUNTS),
-        max_size=16,
+        max_size=4,
         unique_by=lambda c: c.traffic_class,
     ).map(tuple),
-    st.lists(st.builds(Drop, TEXTS, COUNTS), max_size=64, unique_by=lambda d: d.reason).map(tuple),
+    st.lists(st.builds(Drop, TEXTS, COUNTS), max_size=4, unique_by=lambda d: d.reason).map(tuple),
     COUNTS,
     COUNTS,
 )
@@ -110,6 +110,16 @@ def test_noise_is_refused_or_valid(noise: bytes) -> None:
 def test_the_unspoiled_message_is_valid() -> None:
     """So what the next test refuses is refused for what it spoils."""
     assert convert.record_from_wire(wire()).job.owner == "alice"
+
+
+def test_as_many_classes_and_reasons_as_allowed_are_taken() -> None:
+    """Sixteen classes and 64 reasons arrive, each with its name."""
+    usage = Usage(
+        tuple(ClassUsage(f"c{n}", Count(n, n), Count()) for n in range(16)),
+        tuple(Drop(f"r{n}", Count(1, n)) for n in range(64)),
+    )
+    full = replace(convert.record_from_wire(wire()), usage=usage)
+    assert convert.record_from_wire(convert.record_to_wire(full)) == full
 
 
 @pytest.mark.parametrize(
@@ -189,6 +199,7 @@ def test_groupings_that_mean_nothing_are_refused(numbers: list[int]) -> None:
         convert.groupings_from_wire(numbers)
 
 
+@settings(max_examples=30)
 @given(records(), st.lists(st.builds(Sample, INTEGERS, COUNTS, COUNTS), max_size=5).map(tuple))
 def test_a_run_survives_the_wire(record: Record, samples: tuple[Sample, ...]) -> None:
     """A job's run arrives with all its samples in order."""
