@@ -66,6 +66,8 @@ class FakeAgent:
     descriptors: Sequence[int]
     path: Path = RUN_SOCKET
     listener_uid: int = 0
+    listens_first: bool = True
+    """Else it answers and closes without reading what was asked."""
     requests: list[Request] = field(default_factory=list)
     notices: list[bytes] = field(default_factory=list)
     """What arrived after the answer."""
@@ -109,6 +111,10 @@ class FakeAgent:
                 self._answer(connection)
 
     def _answer(self, connection: socket.socket) -> None:
+        if not self.listens_first:
+            assert self.reply is not None
+            connection.send(self.reply)
+            return
         data, files, _, _ = socket.recv_fds(connection, 65536, 8)
         if not data:
             return

@@ -45,6 +45,15 @@ def test_refusal_carries_the_agents_reason(worker: Worker, status: int) -> None:
     )
 
 
+def test_refusal_without_listening_is_read_as_well(worker: Worker) -> None:
+    """A busy agent answers and closes at once, before or after the request: the reason arrives."""
+    agent = worker.agent(refused(3, "too many"), [])
+    agent.listens_first = False
+    with agent:
+        for _ in range(50):
+            worker.assert_refused(worker.wrapped(*worker.mark), "refused by the agent: too many")
+
+
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [

@@ -121,13 +121,14 @@ static int receive_namespace(int agent, uint32_t *flags)
 	ssize_t size;
 
 	clock_gettime(CLOCK_MONOTONIC, &start);
-	do { /* signals interrupt; somebody else with this socket may take what poll saw */
+	do { /* signals interrupt; others with this socket may take what poll saw; an agent that
+	      * closes without reading what we asked resets, its answer comes after that */
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		time_t left = start.tv_sec + WAIT_SECONDS - now.tv_sec;
 		if (poll(&wait, 1, left > 0 ? (int)left * 1000 : 0) == 0)
 			refuse("no answer from the agent in %d s; " ADVICE, WAIT_SECONDS);
 		size = recvmsg(agent, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-	} while (size == -1 && (errno == EINTR || errno == EAGAIN));
+	} while (size == -1 && (errno == EINTR || errno == EAGAIN || errno == ECONNRESET));
 	if (size <= 0)
 		refuse(size ? "no answer from the agent: %m; " ADVICE
 		    : "no answer from the agent: it closed the connection; " ADVICE);

@@ -150,7 +150,7 @@ static int ask_agent(void)
 	do
 		result = sendmsg(fd, &message, MSG_NOSIGNAL);
 	while (result == -1 && errno == EINTR);
-	if (result == -1)
+	if (result == -1 && errno != EPIPE && errno != ECONNRESET) /* else lark-enter reads why */
 		refuse("cannot ask the agent at " AGENT_SOCKET ": %m; " ADVICE);
 	return fd;
 }

@@ -1,0 +1,71 @@
+"""Who a job is, and whose word that is."""
+
+from __future__ import annotations
+
+from lark_agent.hooks.identity import Caller, identify
+from lark_agent.hooks.request import RunRequest
+from lark_agent.model import Scheduler
+
+STARTER = Caller(4711, 1001, "alice", trusted_launcher=True)
+PERSON = Caller(4711, 1001, "alice", trusted_launcher=False)
+AD = b"""GlobalJobId = "submit.example.org#12.0#1700000000"
+ClusterId = 12
+ProcId = 0
+Owner = "bob"
+AcctGroup = "group_atlas"
+"""
+
+
+def test_htcondor_names_the_job_in_its_ad() -> None:
+    """Id, owner and accounting group come from the ad when the starter launched the job."""
+    job, ad = identify(RunRequest(job_ad=AD), STARTER)
+    assert job.scheduler == Scheduler.HTCONDOR
+    assert job.job_id == "submit.example.org#12.0#1700000000"
+    assert (job.owner, job.accounting_group, job.uid) == ("bob", "group_atlas", 1001)
+    assert job.verified
+    assert ad["ClusterId"] == 12
+
+
+def test_nobody_books_bytes_on_another() -> None:
+    """A user who runs lark-run with an ad of their own making stays the owner."""
+    job, _ = identify(RunRequest(job_ad=AD), PERSON)
+    assert (job.owner, job.verified) == ("alice", False)
+
+
+def test_an_ad_without_attributes_still_names_a_job() -> None:
+    """The slot, or at last the process, stands in for the missing id."""
+    request = RunRequest(job_ad=b"A = 1\n", environment={"_CONDOR_SLOT": "slot1_3"})
+    job, _ = identify(request, STARTER)
+    assert (job.job_id, job.owner) == ("slot:slot1_3", "alice")
+    job, _ = identify(RunRequest(job_ad=b""), STARTER)
+    assert job.job_id == "pid-4711"
+    job, _ = identify(RunRequest(job_ad=b"ClusterId = 3\nProcId = 1\n"), STARTER)
+    assert job.job_id == "3.1"
+
+
+def test_slurm_names_the_job_in_its_environment() -> None:
+    """Cluster, job, account and user; array tasks as people know them."""
+    words = {
+        "SLURM_JOB_ID": "101", "SLURM_CLUSTER_NAME": "campus", "SLURM_JOB_USER": "bob",
+        "SLURM_JOB_ACCOUNT": "physics",
+    }  # fmt: skip
+    job, _ = identify(RunRequest(environment=words), STARTER)
+    assert (job.scheduler, job.job_id, job.owner) == (Scheduler.SLURM, "campus:101", "bob")
+    assert job.accounting_group == "physics"
+    words |= {"SLURM_ARRAY_JOB_ID": "99", "SLURM_ARRAY_TASK_ID": "2"}
+    job, _ = identify(RunRequest(environment=words), STARTER)
+    assert job.job_id == "campus:99_2"
+
+
+def test_the_wrappers_own_arguments_name_a_plain_job() -> None:
+    """`lark-run --job-id X --group G` works without any batch system."""
+    options = {"job-id": "nightly", "group": "ops", "profile": "none"}
+    job, _ = identify(RunRequest(options=options), PERSON)
+    assert (job.scheduler, job.job_id, job.owner) == (Scheduler.PLAIN, "nightly", "alice")
+    assert (job.accounting_group, job.verified) == ("ops", False)
+
+
+def test_words_are_bounded() -> None:
+    """An absurd name is cut, not carried through every record."""
+    job, _ = identify(RunRequest(options={"job-id": "x" * 5000}), PERSON)
+    assert len(job.job_id) == 256
