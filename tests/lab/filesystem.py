@@ -12,23 +12,19 @@ from __future__ import annotations
 
 import ctypes
 import os
-import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from lark_agent.hooks import install
+
 ROOT = Path(__file__).resolve().parents[2]
-NATIVE = ROOT / "lark_agent" / "hooks" / "native" / "bin"
 WRAPPERS = Path("/run/lark-bin")
 """Where the lab keeps lark-run and lark-enter."""
 STATE = Path("/run/lab")
 """The lab's own files."""
 ADMIN_GROUP = ("lark-admin", 1100)
 
-MS_REC, MS_PRIVATE = 0x4000, 1 << 18
-# Linux uapi, capability.h: revision 2 with the effective bit, permitted and inheritable words
-VFS_CAP_REVISION_2_EFFECTIVE = 0x02000001
-CAP_SYS_ADMIN = 21
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +85,7 @@ def _write_etc(nameserver: str) -> None:
         (etc / name).unlink(missing_ok=True)  # may be a link to what /run no longer has
     (etc / "resolv.conf").write_text(f"nameserver {nameserver}\n")
     (etc / "hosts").write_text("127.0.0.1 localhost worker1\n::1 localhost\n")
-    accounts = [f"{u.name}:x:{u.uid}:{u.uid}::{u.home}:/bin/sh" for u in ACCOUNTS[1:]]
+    accounts = [f"{u.name}:*:{u.uid}:{u.uid}::{u.home}:/bin/sh" for u in ACCOUNTS[1:]]
     groups = [f"{u.name}:x:{u.uid}:" for u in ACCOUNTS[1:]]
     members = ",".join(u.name for u in ACCOUNTS if ADMIN_GROUP[1] in u.groups)
     groups.append(f"{ADMIN_GROUP[0]}:x:{ADMIN_GROUP[1]}:{members}")
@@ -111,12 +107,9 @@ def _merge(file: Path, lines: list[str]) -> None:
 
 
 def _install_wrappers() -> None:
-    """Install what was built as a package would: lark-enter alone may enter namespaces."""
-    WRAPPERS.mkdir()
-    for program in NATIVE.glob("lark-*"):
-        shutil.copy(program, WRAPPERS / program.name)
-        (WRAPPERS / program.name).chmod(0o755)
-    enter = WRAPPERS / "lark-enter"
-    if enter.exists():
-        words = (VFS_CAP_REVISION_2_EFFECTIVE, 1 << CAP_SYS_ADMIN, 0, 0, 0)
-        os.setxattr(enter, "security.capability", struct.pack("<5I", *words))
+    """Install the wrapper as a site does; nothing where it was not built."""
+    if not (install.BUILT / "lark-enter").exists():
+        return
+    install.install(WRAPPERS)
+    # the package's own copy, which `lark doctor` looks at, counts as installed too
+    _mount(str(WRAPPERS), str(install.BUILT), None, MS_BIND)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lark_agent.hooks import install
 from tests.lab.filesystem import STATE
 from tests.lab.process import LabError
 from tests.lab.topology import CAMPUS, INTERNET, WORKER, Host
@@ -158,7 +159,7 @@ def test_file_capabilities_work(world: Lab) -> None:
     """An ordinary user who execs a program with a file capability has it, as on a real worker."""
     program = f"{STATE}/bin/show"
     world.run(["cp", "/bin/cat", program])
-    world.run(["setcap", "cap_sys_admin+ep", program])
+    os.setxattr(world.path(program), "security.capability", install.CAPABILITY)
     status = world.run([program, "/proc/self/status"], user="alice").stdout
     effective = re.search(r"^CapEff:\s*(\w+)", status, re.MULTILINE)
     assert effective is not None

@@ -78,7 +78,8 @@ def test_labs_stand_side_by_side() -> None:
         one.run(["touch", "/run/mine", "/etc/mine"])
         sleeper = one.start(["sleep", "1000"], host="campus")
         assert two.run(["ls", "/run/mine", "/etc/mine"], check=False).returncode == 2
-        assert "sleep" not in two.run(["ps", "-A"]).stdout
+        namespaces = [inode(f"/proc/{lab.pid}/ns/pid") for lab in (one, two)]
+        assert ["sleep\n" in members(namespace) for namespace in namespaces] == [True, False]
         for lab in (one, two):
             lab.run(["curl", "-sSf", "-o", "/dev/null", "http://server.campus.test/bytes/100000"])
         assert inode(one.netns("campus")) != inode(two.netns("campus"))
