@@ -249,7 +249,7 @@ class AgentSettings(Section, frozen=True):
         if self.worker and not HOST.fullmatch(self.worker):
             yield "worker", f"'{self.worker}' is not a host name; leave it out to use this host's"
         ports = self.nat.last_port - self.nat.first_port + 1
-        if self.pool.slots >= 1 and ports // self.pool.slots < 16:
+        if self.pool.slots >= 1 and 0 < ports < 16 * self.pool.slots:
             yield (
                 "nat",
                 (
@@ -337,7 +337,7 @@ class CollectorSettings(Section, frozen=True):
             )
 
 
-Settings = TypeVar("Settings", AgentSettings, CollectorSettings)
+Settings = TypeVar("Settings", bound=Section)
 
 
 def load(kind: type[Settings], path: Path | None, default: Path) -> Settings:

@@ -1,4 +1,4 @@
-"""What people see of jobs and totals: values of `model` in, rich renderables out.
+"""What people see of jobs and totals: values of `model` in, lines and grids out.
 
 Nothing here asks or prints, so each view is tested at any width with made-up records. What a
 number is stands in its column's title; units come from `lark_agent.cli.units`.
@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 from lark_agent.cli import reasons, units
 from lark_agent.cli.as_json import state
-from lark_agent.cli.tables import Column, table
+from lark_agent.cli.tables import Column, Grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from rich.console import RenderableType
 
     from lark_agent.accounting.questions import GroupBy, JobRun, Sample, Totals
     from lark_agent.model import Count, Record
@@ -52,7 +50,7 @@ class Frame:
         return units.size(value.bytes, exact=self.exact)
 
 
-def jobs(records: Sequence[Record], frame: Frame) -> RenderableType:
+def jobs(records: Sequence[Record], frame: Frame) -> Grid:
     """`lark jobs`: one line a job."""
     rows = [
         (
@@ -70,15 +68,15 @@ def jobs(records: Sequence[Record], frame: Frame) -> RenderableType:
         )
         for r in records
     ]
-    return table(JOBS, rows, frame.width)
+    return Grid(JOBS, rows, frame.width)
 
 
-def job(run: JobRun, frame: Frame) -> Iterator[RenderableType]:
+def job(run: JobRun, frame: Frame) -> Iterator[str | Grid]:
     """`lark job`: everything about one run of a job, in paragraphs."""
     record = run.record
-    yield table((Column(""), Column("")), list(_facts(record, frame)), frame.width)
+    yield Grid((Column(""), Column("")), list(_facts(record, frame)), frame.width)
     yield ""
-    yield table(*_classes(record, frame), frame.width, total=_class_total(record, frame))
+    yield Grid(*_classes(record, frame), frame.width, _class_total(record, frame))
     if record.usage.drops:
         yield ""
         yield from _drops(record)
@@ -140,22 +138,18 @@ def _moved(name: str, sent: Count, received: Count, frame: Frame) -> tuple[str, 
     )
 
 
-def _drops(record: Record) -> Iterator[RenderableType]:
-    from rich.text import Text  # noqa: PLC0415  50 ms that --help must not pay
-
-    yield Text("Dropped", style="bold")
+def _drops(record: Record) -> Iterator[str | Grid]:
+    yield "Dropped"
     for drop in record.usage.drops:
         meaning, remedy = reasons.drop(units.visible(drop.reason))
         packets, size = drop.count.packets, units.size(drop.count.bytes)
         noun = "packet" if packets == 1 else "packets"
-        yield Text(f"  {units.visible(drop.reason)}: {packets:,} {noun}, {size}")
-        yield Text(f"    {meaning}")
-        yield Text(f"    -> {remedy}")
+        yield f"  {units.visible(drop.reason)}: {packets:,} {noun}, {size}"
+        yield f"    {meaning}"
+        yield f"    -> {remedy}"
 
 
-def _history(samples: Sequence[Sample], frame: Frame) -> Iterator[RenderableType]:
-    from rich.text import Text  # noqa: PLC0415  as above
-
+def _history(samples: Sequence[Sample], frame: Frame) -> Iterator[str | Grid]:
     columns = (
         Column("UNTIL"),
         Column("SENT", 0, "right"),
@@ -163,7 +157,7 @@ def _history(samples: Sequence[Sample], frame: Frame) -> Iterator[RenderableType
         Column("RECEIVED", 0, "right"),
         Column("RATE", 1, "right"),
     )
-    yield Text("Over time", style="bold")
+    yield "Over time"
     fine = thin(samples, max(min(frame.width, 120) - 20, 10))
     for name, line in (
         ("sent", [s.sent.bytes for s in fine]),
@@ -174,7 +168,7 @@ def _history(samples: Sequence[Sample], frame: Frame) -> Iterator[RenderableType
             for i in range(len(fine) - 1)
         ]
         peak = units.scaled(max(rates) * 8 * units.SECOND_NS, "bit/s")
-        yield Text(f"  {name:9}|{units.sparkline(rates)}| at most {peak}")
+        yield f"  {name:9}|{units.sparkline(rates)}| at most {peak}"
     coarse = thin(samples, HISTORY_ROWS + 1)
     rows = []
     for old, new in pairwise(coarse):
@@ -189,7 +183,7 @@ def _history(samples: Sequence[Sample], frame: Frame) -> Iterator[RenderableType
                 units.rate(received.bytes, span),
             )
         )
-    yield table(columns, rows, frame.width)
+    yield Grid(columns, rows, frame.width)
 
 
 def thin(samples: Sequence[Sample], most: int) -> list[Sample]:
@@ -202,12 +196,10 @@ def thin(samples: Sequence[Sample], most: int) -> list[Sample]:
 
 def usage(
     by: Sequence[GroupBy], found: Totals, total: tuple[int, Count, Count], frame: Frame
-) -> Iterator[RenderableType]:
+) -> Iterator[str | Grid]:
     """`lark usage`: the interval that was summed, one line a group, and the total."""
-    from rich.text import Text  # noqa: PLC0415  as above
-
     since, until = units.utc_hour(found.since_ns), units.utc_hour(found.until_ns)
-    yield Text(f"Usage from {since} to {until} UTC (whole hours)")
+    yield f"Usage from {since} to {until} UTC (whole hours)"
     columns = (
         *(Column(group.value.upper()) for group in by),
         Column("JOBS", 1, "right"),
@@ -220,7 +212,7 @@ def usage(
         for row in found.rows
     ]
     last = (*("total" if i == 0 else "" for i in range(len(by))), *_sums(*total, frame))
-    yield table(columns, rows, frame.width, total=last)
+    yield Grid(columns, rows, frame.width, last)
 
 
 def _sums(jobs: int, sent: Count, received: Count, frame: Frame) -> tuple[str, str, str, str]:

@@ -19,21 +19,21 @@ import sys
 import termios
 import time
 import tty
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lark_agent.accounting.questions import JobFilter, Sample
 from lark_agent.cli import units
 from lark_agent.cli.asking import NoSuchJob
-from lark_agent.cli.tables import Column, draw, table
+from lark_agent.cli.tables import Column, Grid, draw
 from lark_agent.errors import RemoteError
 from lark_agent.model import Count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from rich.console import Console, RenderableType
+    from rich.console import Console
 
     from lark_agent.cli.asking import Asker
     from lark_agent.model import Record
@@ -108,7 +108,7 @@ def _between(old: Sample, new: Sample) -> Speed:
     return Speed(new.sent - old.sent, new.received - old.received, new.sampled_ns - old.sampled_ns)
 
 
-def picture(moving: Sequence[tuple[Record, Speed]], width: int, now_ns: int) -> RenderableType:
+def picture(moving: Sequence[tuple[Record, Speed]], width: int, now_ns: int) -> Grid:
     """Draw the jobs in the order given."""
     rows = [
         (
@@ -124,7 +124,7 @@ def picture(moving: Sequence[tuple[Record, Speed]], width: int, now_ns: int) -> 
         )
         for record, speed in moving
     ]
-    return table(COLUMNS, rows, width)
+    return Grid(COLUMNS, rows, width)
 
 
 def speeds(asker: Asker) -> Speeds:
@@ -155,6 +155,8 @@ def live(asker: Asker, wanted: JobFilter, console: Console, interval: float) -> 
     moving = known.update(asker.jobs(wanted, 0)[0])
     problem = ""
     with (
+        # whenever it comes: leaving this view by Ctrl-C is an answer, not a failure
+        suppress(KeyboardInterrupt),
         Live(console=console, screen=True, auto_refresh=False) as screen,
         single_keys() as pressed,
     ):
@@ -162,7 +164,11 @@ def live(asker: Asker, wanted: JobFilter, console: Console, interval: float) -> 
             now_ns = time.time_ns()
             fitting = moving[: max(console.height - 4, 1)]
             head = f"{units.local(now_ns, seconds=True)}   {len(moving)} running   q: quit"
-            parts = [Text(head), Text(""), picture(fitting, console.width, now_ns)]
+            parts: list[Text | Grid] = [
+                Text(head),
+                Text(""),
+                picture(fitting, console.width, now_ns),
+            ]
             if problem:
                 parts.append(Text(units.visible(problem), style="red"))
             screen.update(Group(*parts), refresh=True)
@@ -176,23 +182,17 @@ def live(asker: Asker, wanted: JobFilter, console: Console, interval: float) -> 
 
 @contextmanager
 def single_keys() -> Iterator[Callable[[float], bool]]:
-    """Read keys as they are pressed; gives a function that waits and says whether to end.
-
-    Ctrl-C ends too: as an answer, because leaving this view by it is no failure.
-    """
+    """Read keys as they are pressed; gives a function that waits and says whether to end."""
     descriptor = sys.stdin.fileno()
     before = termios.tcgetattr(descriptor)
 
     def pressed(seconds: float) -> bool:
         until = time.monotonic() + seconds
-        try:
-            while (left := until - time.monotonic()) > 0:
-                if select.select([descriptor], [], [], left)[0]:
-                    key = os.read(descriptor, 1)
-                    if key in {b"q", b"Q", b""}:
-                        return True
-        except KeyboardInterrupt:
-            return True
+        while (left := until - time.monotonic()) > 0:
+            if select.select([descriptor], [], [], left)[0]:
+                key = os.read(descriptor, 1)
+                if key in {b"q", b"Q", b""}:
+                    return True
         return False
 
     try:

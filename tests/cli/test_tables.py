@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lark_agent.accounting.questions import GroupBy, JobRun
 from lark_agent.cli import reasons, show, units
-from lark_agent.cli.tables import Column, table
+from lark_agent.cli.tables import Column, Grid
 from lark_agent.model import Count, Drop, DropReason, ExitReason, Usage
 from tests.cli.fake import SECOND, START, make_record, samples, sums
 
@@ -180,5 +180,18 @@ def test_exact_tables_keep_every_digit() -> None:
 def test_columns_that_must_stay_stay() -> None:
     """A column that cannot be spared is never left out, however narrow the table."""
     columns = (Column("ID"), Column("NOTE", 1))
-    drawn = lines([table(columns, [("abcdefgh", "n" * 30)], 10)], 10)
+    drawn = lines([Grid(columns, [("abcdefgh", "n" * 30)], 10)], 10)
     assert drawn[:2] == ["ID", "abcdefgh"]
+
+
+@pytest.mark.parametrize("width", [80, 120, 300])
+def test_plain_lines_are_what_a_terminal_shows(width: int) -> None:
+    """Both ways of drawing agree to the column, wide characters included."""
+    columns = (Column("NAME"), Column("SIZE", 1, "right"), Column("NOTE", 2))
+    rows = [
+        ("漢字", "1", "x" * 40),
+        ("b\x1b", "22", "\N{COMBINING ACUTE ACCENT}e"),
+        ("c", "", "y" * 90),
+    ]
+    grid = Grid(columns, rows, width, ("total", "23", ""))
+    assert list(grid.lines()) == lines([grid], width)
