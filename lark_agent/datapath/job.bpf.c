@@ -342,8 +342,6 @@ INLINE int parse(struct __sk_buff *skb, struct packet *p, enum direction directi
 		return PASS;
 	if (p->type != TYPE_IPV4 && p->type != TYPE_IPV6)
 		return LINK_LAYER;
-	if (direction == SENT && skb->pkt_type != TO_THIS_HOST)
-		return LINK_LAYER;
 	return p->type == TYPE_IPV4 ? parse_ipv4(skb, p, direction) : parse_ipv6(skb, p);
 }
 
@@ -426,13 +424,15 @@ INLINE int admit_ip(struct __sk_buff *skb, const struct plan *own, const struct 
 		if (!same_mac(source, own->mac))
 			return SPOOFED_MAC;
 	}
-	/* the host's own multicast on the veth (MLD, router solicitation) is not an attack */
-	if (direction == RECEIVED && is_martian(p, local))
+	/* before the source: a kernel's own multicast (MLD) comes from ::, and is not spoofing */
+	if (is_martian(p, p->destination))
 		return MARTIAN;
 	if (!is_own_address(own, p, local))
 		return SPOOFED_ADDRESS;
 	if (is_martian(p, remote))
 		return MARTIAN;
+	if (direction == SENT && skb->pkt_type != TO_THIS_HOST)
+		return LINK_LAYER;
 	*row = class_of(p, remote);
 	if (*row >= CLASSES) /* the sandboxes' own ranges */
 		return PEER_DENIED;
