@@ -126,7 +126,7 @@ ENTER = "/usr/libexec/lark/lark-enter"
         ("addresses", file("/proc/net/route", HEAD + "vpn0\t00006264" + ROUTE.format(mask="0000C0FF")), "fail", "100.98.0.0/16 overlaps this worker's route to 100.64.0.0/10 by vpn0", "[addresses] ipv4"),
         ("addresses", settings(addresses=Addresses(ipv6="2001:db8:1::/64")), "fail", "2001:db8:1::/64 by eth0", "[addresses] ipv6"),
         ("resolver", file("/etc/resolv.conf", "nameserver ::1\n"), "fail", "::1", "resolv.conf(5)"),
-        ("wrapper", answer("wrapper", None), "fail", "lark-run is not installed", "side by side"),
+        ("wrapper", answer("wrapper", None), "fail", "lark-run is not installed", "lark-agent install-wrapper"),
         ("wrapper", lambda m: m.remove(ENTER), "fail", f"{ENTER} does not exist", "side by side"),
         ("wrapper", lambda m: (m.root / ENTER[1:]).chmod(0o750), "fail", "may not be executed", f"chmod 0755 {ENTER}"),
         ("wrapper", lambda m: (m.root / ENTER[1:]).chmod(0o777), "fail", "changed by others", "chmod 0755"),

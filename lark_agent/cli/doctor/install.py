@@ -23,7 +23,6 @@ VFS_CAP_EFFECTIVE = 1
 LOW_SPACE = 100_000_000
 """Bytes; a journal of a million jobs is a few times this."""
 NO_SPACE = 5_000_000
-SETCAP = "setcap cap_sys_admin+ep {path}"
 
 
 def configuration(probe: Probe) -> Iterator[Finding]:
@@ -41,14 +40,17 @@ def wrapper(probe: Probe) -> Iterator[Finding]:
     if run is None:
         yield fail(
             "lark-run is not installed",
-            "put lark-run and lark-enter side by side in a directory that jobs can read",
+            "as root: lark-agent install-wrapper",
         )
         return
     enter = run.with_name("lark-enter")
     for path in (run, enter):
         mode = _mode(probe.path(path))
         if mode is None:
-            yield fail(f"{path} does not exist", "install lark-run and lark-enter side by side")
+            yield fail(
+                f"{path} does not exist",
+                "as root: lark-agent install-wrapper, which puts both side by side",
+            )
             return
         if not mode & stat.S_IXOTH:
             yield fail(f"{path} may not be executed by jobs", f"chmod 0755 {path}")
@@ -59,7 +61,7 @@ def wrapper(probe: Probe) -> Iterator[Finding]:
     if mount and "nosuid" in mount.options:
         yield fail(
             f"{enter} lies on {mount.point}, mounted nosuid: its capability is ignored",
-            "install both files on another file system, or remount this one without nosuid",
+            "lark-agent install-wrapper on another file system, or remount this one without nosuid",
         )
 
 
@@ -71,7 +73,7 @@ def _mode(path: Path) -> int | None:
 
 
 def _capability(probe: Probe, enter: Path) -> Iterator[Finding]:
-    remedy = f"as root: {SETCAP.format(path=enter)}"
+    remedy = f"as root: lark-agent install-wrapper, or setcap cap_sys_admin+ep {enter}"
     try:
         held, effective = capabilities(probe.capability(probe.path(enter)))
     except OSError as error:

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 
 INSTALLED = (
+    # where `lark-agent install-wrapper` puts it
     Path("/usr/libexec/lark"),
-    Path("/usr/lib/lark"),
-    Path("/usr/local/libexec/lark"),
     Path(hooks.__file__).parent / "native" / "bin",
 )
 """Where lark-run is looked for after PATH."""
