@@ -117,7 +117,10 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Everything counted for one attachment, cumulative. Classes and reasons without a packet are left out."""
+    """Everything counted for one attachment, cumulative.
+
+    Classes and reasons without a packet are left out.
+    """
 
     classes: tuple[ClassUsage, ...] = ()
     drops: tuple[Drop, ...] = ()
@@ -167,7 +170,10 @@ class NetworkPlan:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One attachment and its usage at one instant. The same `attachment_id` with a higher `sequence` supersedes."""
+    """One attachment and its usage at one instant.
+
+    Of two with the same `attachment_id` the one with the higher `sequence` holds.
+    """
 
     attachment_id: str
     """UUIDv7: sorts by start time."""

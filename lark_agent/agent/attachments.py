@@ -61,6 +61,8 @@ class Attachment:
     """-1 if the process was gone when the agent came back."""
     not_started: int | None = None
     """Exit status of a wrapper that could not start the job."""
+    lost_counters: bool = False
+    """The kernel knows neither plan nor counters any more: the pins were removed."""
     outcome_known: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the wrapper's conversation with the gate is over."""
 
@@ -141,8 +143,11 @@ class Attachments:
         return attachment
 
     def adopt(self, attachment: Attachment) -> None:
-        """Watch over an attachment whose plan holds already."""
+        """Watch over an attachment whose plan holds already; finish it if its job is gone."""
         self._living[attachment.record.attachment_id] = attachment
+        if attachment.lost_counters:
+            self._tasks.once("end", self._end(attachment, ExitReason.TRUNCATED))
+            return
         if attachment.pidfd < 0:
             self._tasks.once("end", self._end(attachment, ExitReason.AGENT_ABSENT))
             return
@@ -220,7 +225,7 @@ class Attachments:
                 self._settle_wanted.set()
 
     async def _finish(self, batch: list[Attachment]) -> None:
-        counted = [a for a in batch if a.sandbox.connectivity != Connectivity.NONE]
+        counted = [a for a in batch if _is_counted(a)]
 
         def last_words() -> dict[int, Usage]:
             slots = [attachment.sandbox.slot for attachment in counted]
@@ -250,16 +255,14 @@ class Attachments:
         self._pool.condemn(attachment.sandbox)
         log.info(
             "final", attachment=record.attachment_id, slot=record.slot, job=record.job.job_id,
-            owner=record.job.owner, reason=record.exit_reason, status=record.exit_status, sent=record.usage.sent.bytes,
-            received=record.usage.received.bytes, dropped=record.usage.dropped.packets,
+            owner=record.job.owner, reason=record.exit_reason, status=record.exit_status,
+            sent=record.usage.sent.bytes, received=record.usage.received.bytes, dropped=record.usage.dropped.packets,
         )  # fmt: skip
 
     async def sample(self) -> None:
         """Read all counters once and make the records durable. Raises LarkError."""
         async with self._numbering:
-            running = [
-                a for a in self._living.values() if a.sandbox.connectivity != Connectivity.NONE
-            ]
+            running = [a for a in self._living.values() if _is_counted(a)]
             if not running:
                 return
             records = [attachment.record for attachment in running]
@@ -279,6 +282,10 @@ def boot_id() -> str:
     """Return the kernel's random name of this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123  one line
         return file.read().strip()
+
+
+def _is_counted(attachment: Attachment) -> bool:
+    return attachment.sandbox.connectivity != Connectivity.NONE and not attachment.lost_counters
 
 
 def _exit(status: int | None, not_started: int | None) -> tuple[ExitReason, int]:

@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from functools import partial
@@ -125,7 +126,10 @@ class Daemon:
         await self._open_services(stack, answers)
 
     def _renew(self, found: Found) -> None:
+        active = self._datapath.active_slots()
         for attachment in found.adopted:
+            counted = attachment.sandbox.connectivity != Connectivity.NONE
+            attachment.lost_counters = counted and attachment.sandbox.slot not in active
             self._nat.renew(attachment.sandbox)
 
     def _recover(self) -> Found:
@@ -326,6 +330,8 @@ def _lock(run_directory: Path) -> Callable[[], None]:
 
 async def run(settings: AgentSettings, file: Path | None) -> None:
     """Work until SIGTERM or SIGINT. Raises LarkError if the agent cannot start."""
+    # the threads that build sandboxes must not keep the loop from answering a job for 5 ms a turn
+    sys.setswitchinterval(0.0005)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

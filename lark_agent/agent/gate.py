@@ -41,6 +41,7 @@ _REQUEST_SECONDS = 5.0
 _START_SECONDS = 60.0
 _MOST, _MOST_PER_USER = 2048, 1024
 _BACKLOG = 1024
+_USER_SECONDS, _MOST_USERS = 60.0, 10_000
 Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
@@ -64,6 +65,7 @@ class Gate:
         self._wait_seconds = wait_seconds
         self._trusted_launchers = trusted_launchers
         self._host = namespaces.identity("/proc/self/ns/net")
+        self._users: dict[int, tuple[str, float]] = {}
         self._open_by_user: Counter[int] = Counter()
         self._conversations: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
@@ -137,14 +139,13 @@ class Gate:
             connection.close()
 
     async def _admit(self, connection: socket.socket, peer: process.Peer) -> Attachment | None:
-        if not await _readable(connection, _REQUEST_SECONDS):
-            raise InvalidRequest(f"no request within {_REQUEST_SECONDS:g} s")
-        request = wire.receive(connection)
+        request = await _request(connection)
         if request is None:
             return None
         pidfd = self._check(connection, peer)
         try:
-            caller = Caller(peer.pid, peer.uid, await _user(peer.uid), self._launched(peer.pid))
+            user = await self._user(peer.uid)
+            caller = Caller(peer.pid, peer.uid, user, self._launched(peer.pid))
             job, ad = identify(request, caller)
             plan = self._policy().plan(job, ad, request.options.get("profile", ""))
             sandbox = await _unless_hung_up(
@@ -183,6 +184,23 @@ class Gate:
                 "start the command directly"
             )
         return pidfd
+
+    async def _user(self, uid: int) -> str:
+        """Return the name of a user, remembered for a while.
+
+        Directory services may be slow, so they are not asked in the loop's thread.
+        """
+        now = asyncio.get_running_loop().time()
+        name, until = self._users.get(uid, ("", 0.0))
+        if now >= until:
+            try:
+                name = (await asyncio.to_thread(pwd.getpwuid, uid)).pw_name
+            except KeyError:
+                name = str(uid)
+            if len(self._users) >= _MOST_USERS:
+                self._users.clear()
+            self._users[uid] = name, now + _USER_SECONDS
+        return name
 
     def _launched(self, pid: int) -> bool:
         """Tell whether the batch system itself started the caller."""
@@ -252,9 +270,11 @@ async def _unless_hung_up(connection: socket.socket, work: Awaitable[Result]) ->
         await asyncio.gather(task, hangup, return_exceptions=True)
 
 
-async def _user(uid: int) -> str:
-    """Return the name of a user; directory services may be slow, so not in the loop's thread."""
+async def _request(connection: socket.socket) -> wire.RunRequest | None:
+    """Read the request, which lark-run has usually sent by the time it is looked for."""
     try:
-        return (await asyncio.to_thread(pwd.getpwuid, uid)).pw_name
-    except KeyError:
-        return str(uid)
+        return wire.receive(connection)
+    except BlockingIOError:
+        if not await _readable(connection, _REQUEST_SECONDS):
+            raise InvalidRequest(f"no request within {_REQUEST_SECONDS:g} s") from None
+        return wire.receive(connection)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lark_agent.hooks import htcondor, slurm
+from lark_agent.hooks.request import printable
 from lark_agent.model import Job, Scheduler
 from lark_agent.policy import ads
 
@@ -51,7 +52,5 @@ def identify(request: RunRequest, caller: Caller) -> tuple[Job, Ad]:
         group = group or named.accounting_group
         if caller.trusted_launcher:
             owner = named.owner or caller.user
-    job = Job(
-        scheduler, job_id[:MAX_WORD], owner[:MAX_WORD], caller.uid, group[:MAX_WORD], verified
-    )
-    return job, ad
+    job_id, owner, group = (printable(word[:MAX_WORD]) for word in (job_id, owner, group))
+    return Job(scheduler, job_id, owner, caller.uid, group, verified), ad

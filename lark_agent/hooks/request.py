@@ -149,8 +149,11 @@ def _assignments(payloads: list[bytes]) -> dict[str, str]:
 
 
 def _text(payload: bytes) -> str:
-    """Decode for people and logs: what is not printable is replaced."""
-    text = payload.decode(errors="replace")
+    return printable(payload.decode(errors="replace"))
+
+
+def printable(text: str) -> str:
+    """Replace what could forge a log line or drive a terminal."""
     return "".join(
         character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
     )

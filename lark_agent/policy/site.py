@@ -59,9 +59,13 @@ class SitePolicy:
 
         `ad` is the job's ad; `requested` the profile it asks for, "" if it does not.
         """
-        facts = classad2.ClassAd({**ad, **_facts(job), "RequestedProfile": requested})
+        facts = {**_facts(job), "RequestedProfile": requested}
+        ours = {name.lower() for name in facts}
+        # ClassAd names have no case: an "owner" of the ad must not stand beside our "Owner"
+        theirs = {name: value for name, value in ad.items() if name.lower() not in ours}
+        scope = classad2.ClassAd({**theirs, **facts})
         name = next(
-            (profile for rule, profile in self.rules if rule.eval(facts) is True),
+            (profile for rule, profile in self.rules if rule.eval(scope) is True),
             self.default_profile,
         )
         if requested and requested != name:

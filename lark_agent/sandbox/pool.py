@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     InKernelThread = Callable[[Callable[[], T]], Awaitable[T]]
 
 _RETRY_SECONDS = 1.0
+_QUIET_SECONDS = 0.05
 log = structlog.get_logger(__name__)
 
 
@@ -118,6 +119,10 @@ class Pool:
         """Dismantle and build for ever; the pool's background task."""
         while True:
             await self._work.wait()
+            # A job is starting or has ended just now: let it, and gather what else comes.
+            while not self._urgent() and self._work.is_set():
+                self._work.clear()
+                await asyncio.sleep(_QUIET_SECONDS)
             self._work.clear()
             await self._dismantle()
             while (kind := self._next_kind()) is not None:
@@ -126,6 +131,12 @@ class Pool:
                     self._work.set()
                     break
                 await self._dismantle()
+
+    def _urgent(self) -> bool:
+        """Tell whether somebody waits, or ready sandboxes are running out."""
+        if any(self._waiting.values()):
+            return True
+        return any(2 * len(self._ready[k]) <= target for k, target in self._target.items())
 
     async def empty(self) -> None:
         """Dismantle everything that holds no job; for the agent's end, after `keep` was stopped."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,6 @@ from lark_agent.hooks import request as wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 HEADER = struct.pack("<4sHH", b"LARK", 1, 0)
 SEALS = 0x1 | 0x2 | 0x4 | 0x8
@@ -93,14 +93,14 @@ def test_too_many_descriptors_are_refused_and_closed(
 ) -> None:
     """A caller cannot fill the agent's descriptor table."""
     ours, theirs = pair
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     many = [os.open("/dev/null", os.O_RDONLY) for _ in range(50)]
     socket.send_fds(theirs, [HEADER], many)
     for descriptor in many:
         os.close(descriptor)
     with pytest.raises(InvalidRequest, match="over 4 descriptors"):
         wire.receive(ours)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_only_sealed_memory_is_read(tmp_path: Path) -> None:
