@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,16 +179,16 @@ def test_job_cannot_undo_its_sandbox(worker: Worker) -> None:
 
 
 def test_nothing_of_the_wrapper_remains(worker: Worker) -> None:
-    """No process of ours is there beside the job, and the agent was told nothing more."""
+    """The job is its starter's child, has no child, and the agent was told nothing more."""
     with (
         worker.agent() as agent,
         worker.start(str(worker.run), "/bin/sh", "-c", "echo up; read line") as process,
     ):
         assert process.stdout is not None
         assert process.stdout.readline() == b"up\n"
-        listing = subprocess.run(
-            ["ps", "-eo", "comm"], check=True, capture_output=True, text=True
-        ).stdout.split()
-        assert not {"lark-run", "lark-enter"} & set(listing)
+        proc = Path(f"/proc/{process.pid}")
+        assert (proc / "comm").read_text() == "sh\n"
+        assert f"\nPPid:\t{os.getpid()}\n" in (proc / "status").read_text()
+        assert (proc / "task" / proc.name / "children").read_text() == ""
         assert agent.notices == []
         process.communicate(b"\n", timeout=30)

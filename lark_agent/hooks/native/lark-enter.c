@@ -35,10 +35,9 @@ static bool drop_capabilities(void)
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
 	struct __user_cap_data_struct sets[2] = {0};
 	bool root = getuid() == 0 || geteuid() == 0, bounded = true;
-	int allowed;
 
-	for (unsigned long cap = 0; root && (allowed = prctl(PR_CAPBSET_READ, cap)) >= 0; cap++)
-		bounded = (!allowed || prctl(PR_CAPBSET_DROP, cap) == 0) && bounded;
+	for (unsigned long cap = 0; root && prctl(PR_CAPBSET_READ, cap) >= 0; cap++)
+		bounded = prctl(PR_CAPBSET_DROP, cap) == 0; /* all can be dropped, or none */
 	if (syscall(SYS_capget, &header, sets) == -1)
 		return false;
 	for (int i = 0; i < 2; i++) {
