@@ -92,7 +92,8 @@ def _check_root(root: Path) -> None:
             f"{root} is not in a bpffs; mount one with: mount -t bpf bpf /sys/fs/bpf"
         )
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if strange := sorted(p.name for p in root.iterdir() if p.name not in {CURRENT, LOADING}):
+    found = {entry.name for entry in root.iterdir() if "." not in entry.name}  # dots: the kernel's
+    if strange := sorted(found - {CURRENT, LOADING}):
         raise PrerequisiteError(
             f"{root} holds {', '.join(strange)}, which is not of layout {CURRENT}: drain this "
             f"worker with the release that made it, then remove {root} and start again"

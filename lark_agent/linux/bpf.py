@@ -95,10 +95,13 @@ class BpfError(KernelError):
         self.number = number
 
 
-def bpf(command: Command, attributes: bytearray, tried: str) -> int:
+def bpf(command: int, attributes: bytearray, tried: str) -> int:
     """Do one command. The kernel reads and may write `attributes`, and takes a shorter one as 0."""
     result: int = _LIBC.syscall(
-        _syscall_number(), int(command), ctypes.c_void_p(address_of(attributes)), len(attributes)
+        _syscall_number(),
+        ctypes.c_int(command),
+        ctypes.c_void_p(address_of(attributes)),
+        len(attributes),
     )
     if result < 0:
         raise BpfError(tried, ctypes.get_errno())

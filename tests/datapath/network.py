@@ -16,12 +16,14 @@ import subprocess
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+from socket import socket as Socket  # noqa: N812  a method below has its name
 from typing import TYPE_CHECKING, TypeVar
+
+from pyroute2 import IPRoute
 
 from lark_agent.datapath import Counters, Datapath, SlotPlan
 from lark_agent.linux import libc, namespaces
 from lark_agent.model import MAX_CLASSES, Count, Direction, DropReason
-from pyroute2 import IPRoute
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +45,8 @@ ip netns add sandbox
 ip netns add far
 sysctl -qw net.ipv6.conf.default.accept_dad=0
 ip netns exec far sysctl -qw net.ipv6.conf.default.accept_dad=0
-ip link add lark3 address {HOST_MAC.hex(":")} type veth peer name eth0 address {JOB_MAC.hex(":")} netns sandbox
+ip link add lark3 address {HOST_MAC.hex(":")} type veth peer name eth0 netns sandbox
+ip -n sandbox link set eth0 address {JOB_MAC.hex(":")}
 ip link add far0 type veth peer name eth0 netns far
 sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 sysctl -qw net.ipv6.conf.lark3.addr_gen_mode=1
@@ -104,12 +107,12 @@ class Side:
 
         return namespaces.in_thread(entered)
 
-    def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    def socket(self, family: int, kind: int, protocol: int = 0) -> Socket:
         made = self.inside(lambda: socket.socket(family, kind, protocol))
         made.settimeout(60)
         return made
 
-    def wire(self) -> socket.socket:
+    def wire(self) -> Socket:
         """Return a socket that sends and sees whole frames on eth0."""
         made = self.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
         made.bind(("eth0", 0x0003))

@@ -21,7 +21,6 @@ import subprocess
 import tempfile
 import time
 from functools import lru_cache
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 from lark_agent.linux import libc, namespaces
@@ -29,6 +28,7 @@ from lark_agent.model import Count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from typing import Self
 
 SNAPLEN = 192
@@ -69,7 +69,7 @@ class Capture:
 
     def __enter__(self) -> Self:
         enter = ["nsenter", f"--net={self.netns}"] if self.netns else []
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115  closed when the capture ends
+        self._words = tempfile.TemporaryFile()
         self._tcpdump = subprocess.Popen(
             [
                 *(*enter, "tcpdump", "-n", "-p", "-U", "-Z", "root", "--immediate-mode"),
