@@ -96,7 +96,10 @@ class Worker:
         with self.start(
             *command, env=env, before=before, pass_fds=pass_fds, uid=uid, umask=umask
         ) as process:
-            out, err = process.communicate(stdin, timeout=60)
+            try:
+                out, err = process.communicate(stdin, timeout=20)
+            finally:
+                process.kill()  # one that hangs fails its test and nothing else
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def wrapped(
