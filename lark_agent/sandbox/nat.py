@@ -123,8 +123,10 @@ class NatDriver:
     def _wire_inside(self, sandbox: Sandbox, host: int) -> None:
         slot = sandbox.slot
         sysctl.write("net/ipv4/ip_local_port_range", f"{sandbox.first_port} {sandbox.last_port}")
-        # A block is small: let connections to one server reuse ports that only wait out TIME_WAIT.
+        # A block is small: let connections to one server reuse ports that only wait out TIME_WAIT,
+        # at once where the kernel can (6.14), else after a second. Timestamps make that safe.
         sysctl.write("net/ipv4/tcp_tw_reuse", 1)
+        sysctl.write_if_present("net/ipv4/tcp_tw_reuse_delay", 1)
         _quiet_ipv6("default")
         with Links() as links:
             links.add_veth(
