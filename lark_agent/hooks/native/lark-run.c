@@ -118,10 +118,12 @@ static void add_ad(const char *variable, const char *kind)
 		fd = memfd_create(variable, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	getrlimit(RLIMIT_FSIZE, &limit); /* meant for the job's files; would kill us with SIGXFSZ */
 	most = (struct rlimit){limit.rlim_max, limit.rlim_max};
-	if (fd == -1 || size > limit.rlim_max || setrlimit(RLIMIT_FSIZE, &most) == -1
+	if (size > limit.rlim_max)
+		refuse("cannot copy $%s: it is over the hard limit of file size; raise it", variable);
+	if (fd == -1 || setrlimit(RLIMIT_FSIZE, &most) == -1
 	    || pwrite(fd, copy, size, 0) != (ssize_t)size || setrlimit(RLIMIT_FSIZE, &limit) == -1
 	    || fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == -1)
-		refuse("cannot copy $%s: %m; raise the limits of file size and memory", variable);
+		refuse("cannot copy $%s: %m; raise the limit of memory", variable);
 	add(AD, NULL, kind, 1);
 	ads[ad_count++] = fd;
 }
