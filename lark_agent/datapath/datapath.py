@@ -232,8 +232,11 @@ def load(
 
 
 def unload(bpffs: Path) -> None:
-    """Remove all pins under `bpffs`; programs still attached go with their interfaces."""
-    pins.remove_all(bpffs)
+    """Remove the pins, when no sandbox needs them any more; undoes `load`.
+
+    Raises PrerequisiteError if a plan is active: those counters belong to a job.
+    """
+    pins.remove_pins(bpffs)
 
 
 def _number(value: bytes) -> int:

@@ -20,7 +20,7 @@
  * What the IP layer would refuse right after from_job has passed it (a frame for another MAC, a
  * header with a wrong checksum) is refused here, or it would count as sent without being sent.
  *
- * One source for two compilers: clang for libbpf (BTF maps), and bcc, which declares and reads maps
+ * One file for two compilers: clang for libbpf (BTF maps), and bcc, which declares and reads maps
  * in its own dialect. All of the difference is in the block "Maps". No kernel headers, no CO-RE.
  * The layouts below are read by lark_agent/datapath/layout.py: change both and its VERSION.
  */

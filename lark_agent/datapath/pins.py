@@ -67,12 +67,23 @@ def open_pins(root: Path, slots: int, loader: str, python: str) -> tuple[Path, d
     return current, maps
 
 
-def remove_all(root: Path) -> None:
-    """Remove the directory of pins, if it is there."""
-    if root.exists():
-        _remove(root / CURRENT)
-        _remove(root / LOADING)
-        root.rmdir()
+def remove_pins(root: Path) -> None:
+    """Remove every pin and `root` itself; what is attached goes with its interface.
+
+    Raises PrerequisiteError, and removes nothing, if a job is counted there or the layout is
+    another release's. Nothing to remove is no error.
+    """
+    if not root.exists():
+        return
+    _check_root(root)
+    plan = root / CURRENT / "plan"
+    if plan.exists():
+        with Map.open(plan) as opened:
+            if active := active_plans(opened):
+                raise PrerequisiteError(f"{len(active)} jobs are counted in {root}; it stays")
+    _remove(root / CURRENT)
+    _remove(root / LOADING)
+    root.rmdir()
 
 
 def active_plans(plan: Map) -> dict[int, int]:

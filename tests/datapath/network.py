@@ -38,6 +38,7 @@ PEERS = (IPv4Network("100.98.0.0/16"), IPv6Network("fd6c:6172:6b00::/64"))
 GATEWAYS = (IPv4Address(GATEWAY4), IPv6Address(GATEWAY6))
 JOB_MAC, HOST_MAC = bytes.fromhex("026c6b000003"), bytes.fromhex("026c6bff0003")
 FAR4, FAR6 = "198.51.100.2", "2001:db8::2"
+HOST4, HOST6 = "198.51.100.1", "2001:db8::1"
 PLAN = SlotPlan(IPv4Address(JOB4), IPv6Address(JOB6), JOB_MAC)
 
 _BUILD = f"""
@@ -54,8 +55,8 @@ ip netns exec sandbox sysctl -qw net.ipv6.conf.eth0.addr_gen_mode=1
 ip netns exec sandbox sysctl -qw net.ipv6.conf.eth0.router_solicitations=0
 ip addr add {GATEWAY4}/32 dev lark3
 ip addr add {GATEWAY6}/128 dev lark3 nodad
-ip addr add 198.51.100.1/24 dev far0
-ip addr add 2001:db8::1/64 dev far0 nodad
+ip addr add {HOST4}/24 dev far0
+ip addr add {HOST6}/64 dev far0 nodad
 ip -n sandbox addr add {JOB4}/32 dev eth0
 ip -n sandbox addr add {JOB6}/128 dev eth0 nodad
 ip -n far addr add {FAR4}/24 dev eth0
@@ -71,8 +72,8 @@ ip -n sandbox route add {GATEWAY4}/32 dev eth0
 ip -n sandbox route add default via {GATEWAY4} dev eth0 src {JOB4}
 ip -n sandbox route add {GATEWAY6}/128 dev eth0
 ip -n sandbox route add default via {GATEWAY6} dev eth0 src {JOB6}
-ip -n far route add {PEERS[0]} via 198.51.100.1
-ip -n far route add {PEERS[1]} via 2001:db8::1
+ip -n far route add {PEERS[0]} via {HOST4}
+ip -n far route add {PEERS[1]} via {HOST6}
 ip netns exec far ethtool -K eth0 tso off gso off gro off tx-udp-segmentation off
 ethtool -K far0 tso off gso off gro on tx-udp-segmentation off
 ethtool -K lark3 gro on

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.model import Count, DropReason
-from tests.datapath.network import FAR4, FAR6, JOB4, JOB6, Network, Side, sh
-from tests.lab.capture import Capture, sum_ip
+from tests.datapath.network import FAR4, FAR6, HOST4, HOST6, JOB4, JOB6, Network, Side, sh
+from tests.lab.capture import Capture, flows, sum_ip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,6 +181,31 @@ def test_fragments(network: Network, tmp_path: Path, family: int) -> None:
             receiver.sendto(data, origin)
             assert len(sender.recv(65536)) == size
     assert network.sent.packets == network.received.packets > 20
+
+
+@FAMILIES
+def test_fragments_through_nat(network: Network, tmp_path: Path, family: int) -> None:
+    """Connection tracking puts fragments together and apart again; the counts stay the wire's."""
+    for table in ("ip", "ip6"):
+        sh(f"nft add table {table} nat")
+        sh(f"nft add chain {table} nat post {{ type nat hook postrouting priority 100 ; }}")
+        sh(f"nft add rule {table} nat post oifname far0 masquerade")
+    with Capture("eth0", tmp_path / "far.pcap", network.far.netns):
+        receiver = network.far.socket(family, socket.SOCK_DGRAM)
+        receiver.bind((far(family), 0))
+        sender = network.sandbox.socket(family, socket.SOCK_DGRAM)
+        for size in (100, 1473, 14_801):
+            sender.sendto(bytes(size), receiver.getsockname())
+            data, origin = receiver.recvfrom(65536)
+            assert origin[0] in {HOST4, HOST6}
+            receiver.sendto(data, origin)
+            assert len(sender.recv(65536)) == size
+    udp = [p for p in flows(tmp_path / "far.pcap") if p.proto == socket.IPPROTO_UDP]
+    sent = [p.ip_len for p in udp if p.dst == far(family)]
+    received = [p.ip_len for p in udp if p.src == far(family)]
+    assert network.sent == Count(len(sent), sum(sent))
+    assert network.received == Count(len(received), sum(received))
+    assert len(sent) > 10
 
 
 @FAMILIES

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pyroute2 import IPRoute
 
-from lark_agent.datapath import Datapath, load
+from lark_agent.datapath import Datapath, load, unload
 from lark_agent.datapath.features import features
 from lark_agent.datapath.layout import map_specs
 from lark_agent.datapath.settle import wait_by_map
@@ -153,6 +153,18 @@ def test_bindings_come_and_go(datapath: Datapath) -> None:
     assert datapath.unbind(100)
     assert not datapath.unbind(100)
     assert 100 not in datapath.bindings()
+
+
+def test_unload_leaves_nothing_but_waits_for_jobs(datapath: Datapath) -> None:
+    """Unloading removes every pin, twice is no error, and a running job's counters stay."""
+    datapath.activate(SLOT, PLAN)
+    with pytest.raises(PrerequisiteError, match="1 jobs are counted"):
+        unload(BPFFS)
+    assert entries(BPFFS / "v1") == SET
+    datapath.deactivate(SLOT)
+    unload(BPFFS)
+    unload(BPFFS)
+    assert entries(BPFFS.parent) == set()
 
 
 def test_both_grace_periods_work(datapath: Datapath) -> None:

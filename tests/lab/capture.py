@@ -3,7 +3,8 @@
 `Capture` runs tcpdump on one interface, in the caller's or another network namespace. What it sees
 must be all of it: it starts listening before the `with` body runs; on the way out it sends a marker
 frame through the same interface and waits until tcpdump has written that, hence everything before
-it; and it raises `CaptureError` if the kernel dropped a packet. Turn GSO, TSO and GRO off where it
+it; and it raises `CaptureError` if the kernel dropped a packet. (So it cannot listen on the host
+side of a job's veth, whose datapath lets no marker pass.) Turn GSO, TSO and GRO off where it
 listens, or super-packets are seen in place of what is on the wire (`flows` refuses lengths of 0).
 
 `flows` and `sum_ip` read the file without any library: classic pcap, Ethernet, IPv4 and IPv6.
