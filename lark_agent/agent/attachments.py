@@ -242,6 +242,8 @@ class Attachments:
             final = record.sampled(usage.get(record.slot, record.usage), now)
             finals.append(replace(final, final=True))
         await self._in_journal(lambda: self._journal.save(finals))
+        for attachment in counted:  # frees the numbers of classes that the site has removed
+            self._datapath.reset(attachment.sandbox.slot)
         for attachment, final in zip(batch, finals, strict=True):
             attachment.record = final
             self._let_go(attachment)
@@ -253,10 +255,11 @@ class Attachments:
         if attachment.pidfd >= 0:
             os.close(attachment.pidfd)
         self._pool.condemn(attachment.sandbox)
+        usage = record.usage
         log.info(
             "final", attachment=record.attachment_id, slot=record.slot, job=record.job.job_id,
             owner=record.job.owner, reason=record.exit_reason, status=record.exit_status,
-            sent=record.usage.sent.bytes, received=record.usage.received.bytes, dropped=record.usage.dropped.packets,
+            sent=usage.sent.bytes, received=usage.received.bytes, dropped=usage.dropped.packets,
         )  # fmt: skip
 
     async def sample(self) -> None:

@@ -98,8 +98,9 @@ class Daemon:
         settings = self._settings
         stack.callback(_lock(self._run_directory))
         self._in_kernel, self._in_journal = OwnThread("kernel"), OwnThread("journal")
-        stack.callback(self._in_journal.close)
-        stack.callback(self._in_kernel.close)
+        self._in_dismantling = OwnThread("dismantling")
+        for thread in (self._in_journal, self._in_kernel, self._in_dismantling):
+            stack.callback(thread.close)
         journal_file = Path(settings.paths.state) / JOURNAL_NAME
         self._journal = await self._in_journal(lambda: Journal(journal_file))
         stack.callback(self._journal.close)
@@ -120,17 +121,21 @@ class Daemon:
         await self._in_kernel(lambda: self._renew(found))
         if self._nat.resolver.problem:
             log.warning("names will not resolve in sandboxes", problem=self._nat.resolver.problem)
-        stack.push_async_callback(self._take_down)
         self._begin_work(found)
+        stack.push_async_callback(self._take_down)
         stack.push_async_callback(self._tasks.stop)
         await self._open_services(stack, answers)
 
     def _renew(self, found: Found) -> None:
-        active = self._datapath.active_slots()
+        active, bound = self._datapath.active_slots(), self._datapath.bindings()
         for attachment in found.adopted:
-            counted = attachment.sandbox.connectivity != Connectivity.NONE
-            attachment.lost_counters = counted and attachment.sandbox.slot not in active
-            self._nat.renew(attachment.sandbox)
+            sandbox = attachment.sandbox
+            # without a plan but bound: an earlier agent ended between last reading and final record
+            known = sandbox.slot in active or bound.get(sandbox.interface) == sandbox.slot
+            attachment.lost_counters = sandbox.connectivity != Connectivity.NONE and not known
+            self._nat.renew(sandbox)
+        for slot in active - {attachment.sandbox.slot for attachment in found.adopted}:
+            self._datapath.deactivate(slot)  # of a job that the journal does not know
 
     def _recover(self) -> Found:
         return recover(self._journal, self._numbers, self._run_directory / "numbering")
@@ -164,10 +169,11 @@ class Daemon:
             for kind in drivers
         }
         leftover = {sandbox.slot for sandbox in found.leftovers}
-        slots = [slot for slot in range(settings.pool.slots) if slot not in held | leftover]
+        free = [slot for slot in range(settings.pool.slots) if slot not in held | leftover]
         self._pool = Pool(
-            drivers, ready, slots, settings.nat.rest_seconds, self._in_kernel, time.monotonic
-        )
+            drivers, ready, settings.pool.slots, free, settings.nat.rest_seconds, self._in_kernel,
+            self._in_dismantling, time.monotonic,
+        )  # fmt: skip
         for sandbox in found.leftovers:
             self._pool.condemn(sandbox)
         self._attachments = Attachments(
@@ -176,7 +182,8 @@ class Daemon:
         )  # fmt: skip
         for attachment in found.adopted:
             self._attachments.adopt(attachment)
-        self._tasks.keep("pool", self._pool.keep)
+        self._tasks.keep("build", self._pool.build)
+        self._tasks.keep("dismantle", self._pool.dismantle)
         self._tasks.keep("settle", self._attachments.settle)
         self._tasks.keep("sample", self._sample)
         self._tasks.keep("prune", self._prune)
@@ -262,7 +269,7 @@ class Daemon:
             collector_state=self._reporter.state if self._reporter else "",
             unacknowledged=unacknowledged,
             refusals=self._gate.refusals,
-            errors=self._tasks.errors + Counter(build=self._pool.build_errors),
+            errors=self._tasks.errors + Counter({"build sandbox": self._pool.build_errors}),
         )
 
     def reload(self) -> None:

@@ -36,7 +36,10 @@ CONDEMNED_GROUP = 0x6C61726B
 
 
 class NatDriver:
-    """Builds sandboxes behind the worker's address. Belongs to one thread."""
+    """Builds sandboxes behind the worker's address.
+
+    Belongs to one thread, but for `tear_down`, which may run in another.
+    """
 
     def __init__(self, numbers: Addressing, wanted_uplink: str, resolv_conf: Path) -> None:
         self._numbers = numbers
@@ -181,9 +184,10 @@ class NatDriver:
         except LarkError as error:
             problems.append(error)
         try:
-            indices = [self._links.index(sandbox.name) for sandbox in sandboxes]
-            indices = [index for index in indices if index]
-            self._links.delete(indices, CONDEMNED_GROUP)
+            # a socket of its own: this may run beside the thread that builds
+            with Links() as links:
+                indices = [index for s in sandboxes if (index := links.index(s.name))]
+                links.delete(indices, CONDEMNED_GROUP)
             for index in indices:
                 self._datapath.unbind(index)
         except LarkError as error:
