@@ -17,7 +17,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -339,12 +341,16 @@ async def run(settings: AgentSettings, file: Path | None) -> None:
     """Work until SIGTERM or SIGINT. Raises LarkError if the agent cannot start."""
     # the threads that build sandboxes must not keep the loop from answering a job for 5 ms a turn
     sys.setswitchinterval(0.0005)
+    # each waiting caller and each running job costs a descriptor; soft limits are for select(2)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with Daemon(settings, file) as daemon:
         loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+        gc.freeze()  # what is there now stays: do not look through it during a job's start
         log.info("agent serves", worker=settings.worker_name, version=VERSION)
         systemd.notify("READY=1", "STATUS=giving jobs their networks")
         while not stop.is_set():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import pwd
 import socket
@@ -41,6 +42,8 @@ _REQUEST_SECONDS = 5.0
 _START_SECONDS = 60.0
 _MOST, _MOST_PER_USER = 2048, 1024
 _BACKLOG = 1024
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+_PAUSE_SECONDS = 0.5
 _USER_SECONDS, _MOST_USERS = 60.0, 10_000
 Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
@@ -103,6 +106,8 @@ class Gate:
             connection, _ = self._listener.accept()
         except OSError as error:  # out of descriptors, or the caller is gone again
             log.warning("cannot accept on the run socket", error=str(error))
+            if error.errno in _EXHAUSTED:  # the caller still waits, and would call us again at once
+                self._pause()
             return
         connection.setblocking(False)
         peer = process.peer(connection)
@@ -116,6 +121,16 @@ class Gate:
         task = asyncio.ensure_future(self._converse(connection, peer))
         self._conversations.add(task)
         task.add_done_callback(self._conversations.discard)
+
+    def _pause(self) -> None:
+        assert self._listener is not None
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener)
+        loop.call_later(_PAUSE_SECONDS, self._resume)
+
+    def _resume(self) -> None:
+        if self._listener is not None and self._listener.fileno() >= 0:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     async def _converse(self, connection: socket.socket, peer: process.Peer) -> None:
         try:
