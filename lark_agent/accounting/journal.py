@@ -91,6 +91,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._waits_for_disk = True
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -212,7 +213,9 @@ class Journal:
     @contextmanager
     def _transaction(self, doing: str, *, wait_for_disk: bool = True) -> Iterator[None]:
         try:
-            self._db.execute(f"PRAGMA synchronous = {'FULL' if wait_for_disk else 'NORMAL'}")
+            if wait_for_disk != self._waits_for_disk:
+                self._db.execute(f"PRAGMA synchronous = {'FULL' if wait_for_disk else 'NORMAL'}")
+                self._waits_for_disk = wait_for_disk
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield

@@ -130,17 +130,22 @@ class Attachments:
                 sandbox.slot, SlotPlan(sandbox.ipv4, sandbox.ipv6, mac, classes)
             )
         try:
-            await self._in_journal(lambda: self._journal.begin(record, here))
+            await self._in_journal.at_once(lambda: self._journal.begin(record, here))
         except StoreError as error:
             self._datapath.deactivate(sandbox.slot)
             raise Unavailable(f"the worker cannot record the job: {error}") from error
         self.adopt(attachment)
-        self.changed.set()
-        log.info(
-            "attached", attachment=record.attachment_id, slot=sandbox.slot, job=job.job_id,
-            owner=job.owner, uid=job.uid, verified=job.verified, profile=plan.profile, pid=pid,
-        )  # fmt: skip
         return attachment
+
+    def tell(self, attachment: Attachment) -> None:
+        """Tell log and collector of a new attachment."""
+        record, job = attachment.record, attachment.record.job
+        log.info(
+            "attached", attachment=record.attachment_id, slot=record.slot, job=job.job_id,
+            owner=job.owner, uid=job.uid, verified=job.verified, profile=record.profile,
+            pid=attachment.process.pid,
+        )  # fmt: skip
+        self.changed.set()
 
     def adopt(self, attachment: Attachment) -> None:
         """Watch over an attachment whose plan holds already; finish it if its job is gone."""

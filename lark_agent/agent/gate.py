@@ -163,7 +163,7 @@ class Gate:
             caller = Caller(peer.pid, peer.uid, user, self._launched(peer.pid))
             job, ad = identify(request, caller)
             plan = self._policy().plan(job, ad, request.options.get("profile", ""))
-            sandbox = await _unless_hung_up(
+            sandbox = self._pool.take_ready(plan.connectivity) or await _unless_hung_up(
                 connection, self._pool.take(plan.connectivity, self._wait_seconds)
             )
             if sandbox is None or not process.alive(pidfd):
@@ -180,6 +180,7 @@ class Gate:
             if pidfd >= 0:
                 os.close(pidfd)
         self._grant(connection, attachment)
+        self._attachments.tell(attachment)  # after the job was let go: it waits for none of this
         return attachment
 
     def _check(self, connection: socket.socket, peer: process.Peer) -> int:
@@ -220,11 +221,10 @@ class Gate:
     def _launched(self, pid: int) -> bool:
         """Tell whether the batch system itself started the caller."""
         parent = process.parent(pid)
-        return (
-            parent > 1
-            and process.real_uid(parent) == 0
-            and process.command(parent) in self._trusted_launchers
-        )
+        if parent <= 1:
+            return False
+        name, uid = process.command_and_user(parent) or ("", -1)
+        return uid == 0 and name in self._trusted_launchers
 
     def _grant(self, connection: socket.socket, attachment: Attachment) -> None:
         descriptor = os.open(namespaces.path(attachment.sandbox.name), os.O_RDONLY | os.O_CLOEXEC)

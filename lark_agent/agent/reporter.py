@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 _BATCH = 500
 _ANSWER_SECONDS = 30.0
+_GATHER_SECONDS = 0.2
+"""More news comes with news, and a job that starts should not meet its own report."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _OPTIONS = [
     # notice within a minute that the other end is gone without a word
@@ -115,6 +117,7 @@ class Reporter:
             await asyncio.wait([news, end], return_when=asyncio.FIRST_COMPLETED)
             if end.done():
                 raise RemoteError(f"the collector ended the stream: {await call.details()}")
+            await asyncio.sleep(_GATHER_SECONDS)
         finally:
             news.cancel()
             end.cancel()

@@ -67,10 +67,23 @@ class OwnThread:
 
     def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"lark-{name}")
+        self._pending = 0
 
     async def __call__(self, work: Callable[[], Result]) -> Result:
         """Run `work` in the thread and return its result or raise its error."""
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        self._pending += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        finally:
+            self._pending -= 1
+
+    async def at_once(self, work: Callable[[], Result]) -> Result:
+        """Run short `work` here and now if the thread is idle, else in the thread as usual.
+
+        Waking a thread can take longer than the work itself. All calls are made by the loop, so
+        none can begin while this one runs in it.
+        """
+        return work() if self._pending == 0 else await self(work)
 
     def close(self) -> None:
         """Wait for the calls that were made and end the thread."""

@@ -78,25 +78,14 @@ def parent(pid: int) -> int:
     return int(fields[1]) if fields else 0
 
 
-def real_uid(pid: int) -> int | None:
-    """Return the real uid of a process, None if it is gone."""
+def command_and_user(pid: int) -> tuple[str, int] | None:
+    """Return command name (15 bytes at most) and real uid of a process, None if it is gone."""
     try:
-        for line in (
-            Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace").splitlines()
-        ):
-            if line.startswith("Uid:"):
-                return int(line.split()[1])
+        text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        pass
-    return None
-
-
-def command(pid: int) -> str:
-    """Return the command name of a process (15 characters at most), "" if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").rstrip("\n")
-    except OSError:
-        return ""
+        return None
+    fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    return fields["Name"], int(fields["Uid"].split()[0])
 
 
 def network_identity(pid: int) -> tuple[int, int] | None:

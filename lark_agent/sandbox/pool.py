@@ -86,15 +86,22 @@ class Pool:
         """Sandboxes that wait to be dismantled."""
         return len(self._condemned)
 
+    def take_ready(self, kind: Connectivity) -> Sandbox | None:
+        """Return a sandbox if one is ready and nobody waits for it."""
+        self._work.set()
+        self._last_take = self._clock()
+        if self._ready[kind] and not self._waiting[kind]:
+            return self._ready[kind].popleft()
+        return None
+
     async def take(self, kind: Connectivity, timeout: float) -> Sandbox:  # noqa: ASYNC109  the message names it
         """Return a sandbox, waiting up to `timeout` seconds in the order of the callers.
 
         Raises Unavailable if none becomes free.
         """
-        self._work.set()
-        self._last_take = self._clock()
-        if self._ready[kind] and not self._waiting[kind]:
-            return self._ready[kind].popleft()
+        ready = self.take_ready(kind)
+        if ready is not None:
+            return ready
         wanted: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
         self._waiting[kind].append(wanted)
         try:
