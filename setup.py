@@ -107,8 +107,8 @@ def build_rpc() -> list[Path]:
     protos = sorted((ROOT / "protos").rglob("*.proto"))
     well_known = Path(grpc_tools.__file__).parent / "_proto"
     arguments = ["protoc", f"-I{ROOT / 'protos'}", f"-I{well_known}", f"--python_out={rpc}",
-                 f"--grpc_python_out={rpc}", f"--mypy_out={rpc}",
-                 f"--mypy_grpc_out={rpc}"]  # fmt: skip
+                 f"--grpc_python_out={rpc}", f"--mypy_out=quiet:{rpc}",
+                 f"--mypy_grpc_out=quiet:{rpc}"]  # fmt: skip
     if protoc.main([*arguments, *map(str, protos)]) != 0:
         raise SystemExit("protoc failed on protos/")
     for folder in (rpc / "lark", rpc / "lark" / "v1"):
