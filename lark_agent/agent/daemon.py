@@ -79,7 +79,7 @@ class Daemon:
     def __init__(self, settings: AgentSettings, file: Path | None) -> None:
         self._settings = settings
         self._file = file
-        self._policy = SitePolicy.compile(settings)
+        self._policy = SitePolicy.compile(settings, file)
         self._numbers = Addressing.of(settings)
         self._run_directory = Path(settings.paths.run)
         self._started_ns = time.time_ns()
@@ -115,7 +115,10 @@ class Daemon:
             )
         )
         stack.callback(self._nat.close)
+        await self._in_kernel(self._nat.check)
         found = await self._in_kernel(self._recover)
+        self._jobs_left = len(found.adopted)
+        stack.push_async_callback(self._remove_shared)
         self._datapath = await self._in_kernel(self._load_datapath)
         stack.callback(self._datapath.close)
         self._nat.use(self._datapath)
@@ -278,7 +281,7 @@ class Daemon:
         """Take over classes, profiles and rules from the file, or keep all on any error."""
         try:
             fresh = load(AgentSettings, self._file, AGENT_FILE)
-            policy = SitePolicy.compile(fresh)
+            policy = SitePolicy.compile(fresh, self._file)
             numbers = self._numbers
             self._datapath.set_classes(
                 fresh.classes,
@@ -298,18 +301,22 @@ class Daemon:
         datapath.unload(Path(self._settings.paths.bpffs))
 
     async def _take_down(self) -> None:
-        """Leave only what running jobs need."""
+        """Take the last sample and dismantle every sandbox that holds no job."""
         with contextlib.suppress(LarkError):
             await self._attachments.sample()
         await self._pool.empty()
-        if not len(self._attachments):
-            for step in (self._remove_firewall, self._remove_pins):
-                try:
-                    await self._in_kernel(step)
-                except LarkError as error:
-                    log.error("taking down", error=str(error))
-        else:
-            log.info("jobs keep their networks", attached=len(self._attachments))
+        self._jobs_left = len(self._attachments)
+
+    async def _remove_shared(self) -> None:
+        """Remove what all sandboxes share, unless jobs still run in some."""
+        if self._jobs_left:
+            log.info("jobs keep their networks", attached=self._jobs_left)
+            return
+        for step in (self._remove_firewall, self._remove_pins):
+            try:
+                await self._in_kernel(step)
+            except LarkError as error:
+                log.error("taking down", error=str(error))
 
 
 def _lock(run_directory: Path) -> Callable[[], None]:

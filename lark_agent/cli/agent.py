@@ -65,7 +65,7 @@ def check(file: Path | None) -> None:
     from lark_agent.policy.site import SitePolicy  # noqa: PLC0415  --help stays fast
 
     settings = load(AgentSettings, file, AGENT_FILE)
-    SitePolicy.compile(settings)
+    SitePolicy.compile(settings, file)
     click.echo(f"{file or (AGENT_FILE if AGENT_FILE.exists() else 'the embedded default')}: good")
 
 

@@ -22,6 +22,8 @@ from lark_agent.errors import ConfigurationError, PolicyRefusal
 from lark_agent.model import Connectivity, NetworkPlan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lark_agent.config import AgentSettings, Profile
     from lark_agent.model import Job
     from lark_agent.policy.ads import Ad
@@ -36,8 +38,8 @@ class SitePolicy:
     default_profile: str
 
     @classmethod
-    def compile(cls, settings: AgentSettings) -> SitePolicy:
-        """Compile the rules of a configuration.
+    def compile(cls, settings: AgentSettings, file: Path | None = None) -> SitePolicy:
+        """Compile the rules of a configuration; `file` names it in errors.
 
         Raises ConfigurationError naming every expression that is not a ClassAd expression.
         """
@@ -51,7 +53,8 @@ class SitePolicy:
                     'write a ClassAd expression such as Owner == "alice"'
                 )
         if wrong:
-            raise ConfigurationError("\n".join(wrong))
+            where = f"{file}: " if file else ""
+            raise ConfigurationError("\n".join(where + line for line in wrong))
         return cls(settings.all_profiles, tuple(rules), settings.default_profile)
 
     def plan(self, job: Job, ad: Ad, requested: str) -> NetworkPlan:

@@ -1,7 +1,6 @@
 """The seam between the pool and the kinds of connectivity.
 
-A driver wires one sandbox. `prepare` checks this machine and sets up what all sandboxes of the
-kind share, once; `set_up` builds one sandbox for a slot and undoes its own work if it fails;
+A driver wires one sandbox: `set_up` builds one sandbox for a slot and undoes its own work if it fails;
 `tear_down` dismantles a batch, may be repeated, works when half is already gone, and returns what
 went wrong instead of stopping at it.
 """
@@ -42,10 +41,6 @@ class Sandbox:
 
 class Driver(Protocol):
     """One kind of connectivity."""
-
-    def prepare(self) -> None:
-        """Check the machine, then set up what the sandboxes share; raises LarkError."""
-        ...
 
     def set_up(self, slot: int) -> Sandbox:
         """Build the sandbox of a slot; raises LarkError and leaves nothing if that fails."""

@@ -57,8 +57,8 @@ class NatDriver:
         """Close the netlink socket."""
         self._links.close()
 
-    def prepare(self) -> None:
-        """Check that the address ranges are free, then write firewall, sysctls and resolv.conf."""
+    def check(self) -> None:
+        """Check that address ranges and ports are free; raises PrerequisiteError."""
         for network in (self._numbers.network4, self._numbers.network6):
             clash = uplink.overlapping_route(self._links, network, PREFIX)
             if clash:
@@ -66,7 +66,17 @@ class NatDriver:
                     f"the sandboxes' range {network} overlaps this worker's route to {clash}; "
                     "choose another under [addresses]"
                 )
-        self._check_ports()
+        first, last = self._ports()
+        low, high = map(int, sysctl.read("net/ipv4/ip_local_port_range").split())
+        if first <= high and low <= last:
+            raise PrerequisiteError(
+                f"the NAT blocks {first}-{last} overlap the worker's ephemeral ports {low}-{high}; "
+                "move [nat] first_port/last_port or the sysctl net.ipv4.ip_local_port_range"
+            )
+
+    def prepare(self) -> None:
+        """Write firewall, sysctls and resolv.conf."""
+        self._reserve_ports()
         nftables.run(firewall.ruleset(self._numbers, self.resolver.stub))
         uplink.let_forward(self.uplink)
         self.write_resolv_conf()
@@ -196,17 +206,13 @@ class NatDriver:
             namespaces.delete(sandbox.name)
         return problems
 
-    def _check_ports(self) -> None:
-        first, last = self._numbers.block(0)[0], self._numbers.block(self._numbers.slots - 1)[1]
-        low, high = map(int, sysctl.read("net/ipv4/ip_local_port_range").split())
-        if first <= high and low <= last:
-            raise PrerequisiteError(
-                f"the NAT blocks {first}-{last} overlap the worker's ephemeral ports {low}-{high}; "
-                "move [nat] first_port/last_port or the sysctl net.ipv4.ip_local_port_range"
-            )
-        # so that a program of the worker which asks for any port never gets one of a job's
+    def _ports(self) -> tuple[int, int]:
+        return self._numbers.block(0)[0], self._numbers.block(self._numbers.slots - 1)[1]
+
+    def _reserve_ports(self) -> None:
+        """Keep a program of the worker which asks for any port from getting one of a job's."""
         reserved = sysctl.read("net/ipv4/ip_local_reserved_ports")
-        ours = f"{first}-{last}"
+        ours = "{}-{}".format(*self._ports())
         if ours not in reserved.split(","):
             sysctl.write(
                 "net/ipv4/ip_local_reserved_ports", ",".join(filter(None, [reserved, ours]))

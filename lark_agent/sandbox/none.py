@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 class NoneDriver:
     """Builds sandboxes without a link."""
 
-    def prepare(self) -> None:
-        """Need nothing."""
-
     def set_up(self, slot: int) -> Sandbox:
         """Make the namespace and bring its loopback up."""
 

@@ -1,0 +1,98 @@
+"""More jobs than slots: they wait in order, give up in time, and cost nothing once they are gone."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.agent.worker import Talker, final, records, until
+
+if TYPE_CHECKING:
+    from tests.lab.world import Lab
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes namespaces"),
+]
+ONE_SLOT = "[pool]\nslots = 1\nready = 1\nwait_seconds = {wait}\n[nat]\nrest_seconds = 0\n"
+
+
+def test_jobs_wait_in_order(lab: Lab) -> None:
+    """With one slot, jobs get it in the order in which they came."""
+    agent = lab.agent(ONE_SLOT.format(wait=60))
+    holder = Talker(lab)
+    jobs = []
+    for number in range(4):
+        jobs.append(lab.start_job(["sh", "-c", "date +%s.%N"], user=("alice", "bob")[number % 2]))
+        waiting = number + 1
+        until(lambda: _waiting(lab, agent.pid) == waiting, "the next in the queue")  # noqa: B023  called here
+    holder.end()
+    times = [float(job.result(60).stdout) for job in jobs]
+    assert times == sorted(times)
+
+
+def _waiting(lab: Lab, pid: int) -> int:
+    """Count the connections that the agent has accepted and that wait for an answer."""
+    lines = lab.path("/proc/1/net/unix").read_text().splitlines()
+    return sum(line.endswith("/run/lark/run.sock") and line.split()[5] == "03" for line in lines)
+
+
+def test_waiting_ends_with_a_refusal(lab: Lab) -> None:
+    """After `wait_seconds` the job is refused: 125, one line, the time and what to do."""
+    lab.agent(ONE_SLOT.format(wait=1.5))
+    holder = Talker(lab)
+    done = lab.job(["echo", "ran"], user="bob")
+    assert (done.status, done.stdout) == (125, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "no network sandbox became free within 1.5 s; try again later" in done.stderr
+    assert done.wrapper_error == done.stderr
+    assert 1.4 < done.seconds < 6
+    holder.end()
+
+
+def test_who_hangs_up_gives_up_the_place(lab: Lab) -> None:
+    """A job killed while it waits takes no sandbox and leaves no record; the next one is served."""
+    agent = lab.agent(ONE_SLOT.format(wait=60))
+    holder = Talker(lab)
+    impatient = lab.start_job(["true"])
+    until(lambda: _waiting(lab, agent.pid) == 1, "a queue")
+    patient = lab.start_job(["true"], user="bob")
+    until(lambda: _waiting(lab, agent.pid) == 2, "a queue of two")
+    impatient.kill(9)
+    assert impatient.result().status == -9
+    until(lambda: _waiting(lab, agent.pid) == 1, "the agent to notice")
+    holder.end()
+    assert patient.result().status == 0
+    final(lab, patient.job_id)
+    assert impatient.job_id not in records(lab)
+
+
+def test_the_pool_fills_up_again(lab: Lab) -> None:
+    """When freed slots have rested, sandboxes are ready again without a job that asks."""
+    lab.agent("[pool]\nslots = 4\nready = 2\n[nat]\nrest_seconds = 1\n")
+    used = until(lambda: len(now := indices(lab)) == 2 and now, "a full pool")
+    jobs = [lab.start_job(["true"]) for _ in range(2)]
+    for job in jobs:
+        assert job.result().status == 0
+    until(lambda: len(now := indices(lab)) == 2 and not now & used, "two new sandboxes", 15)
+
+
+def indices(lab: Lab) -> set[str]:
+    """Return the numbers that the kernel gave the sandboxes' links: a new link, a new number."""
+    lines = lab.run(["ip", "-o", "link"]).stdout.splitlines()
+    return {line.split(":")[0] for line in lines if ": lark" in line}
+
+
+def test_freed_slots_rest(lab: Lab) -> None:
+    """Slots are used in turn: nobody gets a port block that was somebody's a moment ago."""
+    lab.agent("[pool]\nslots = 6\nready = 1\n[nat]\nrest_seconds = 600\n")
+    blocks = []
+    for _ in range(6):
+        job = lab.start_job(["true"])
+        assert job.result().status == 0
+        blocks.append(final(lab, job.job_id).first_port)
+    # one of the six slots is kept for a job without a network
+    assert len(set(blocks[:5])) == 5
+    assert blocks[5] == blocks[0], "not the one that rested longest"
