@@ -1,8 +1,8 @@
 """The seam between the pool and the kinds of connectivity.
 
-A driver wires one sandbox: `set_up` builds one sandbox for a slot and undoes its own work if it fails;
+A driver wires one sandbox: `set_up` builds one for a slot and undoes its own work if it fails;
 `tear_down` dismantles a batch, may be repeated, works when half is already gone, and returns what
-went wrong instead of stopping at it.
+went wrong instead of stopping at it. What all sandboxes of a kind share is the driver's own affair.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Starts that must fail: a documented status, words that name the thing and the remedy, no traces."""
+"""Starts that must fail: a documented status, words that name thing and remedy, no traces."""
 
 from __future__ import annotations
 
@@ -135,7 +135,8 @@ def test_no_bpffs(lab: Lab) -> None:
 
 def test_a_journal_of_a_later_release(lab: Lab) -> None:
     """It is not touched: status 5, and the remedy is the version that wrote it."""
-    write = "import sqlite3; sqlite3.connect('/var/lib/lark/journal.sqlite').execute('PRAGMA user_version = 99')"
+    journal = "/var/lib/lark/journal.sqlite"
+    write = f"import sqlite3; sqlite3.connect('{journal}').execute('PRAGMA user_version = 99')"
     lab.run(["mkdir", "/var/lib/lark"])
     lab.run(["/usr/bin/python3", "-c", write])
     status, said = refused_start(lab, "")

@@ -1,4 +1,4 @@
-"""More jobs than slots: they wait in order, give up in time, and cost nothing once they are gone."""
+"""More jobs than slots: they wait in order, give up in time, and cost nothing once gone."""
 
 from __future__ import annotations
 
