@@ -102,10 +102,6 @@ class Attachments:
     def __len__(self) -> int:
         return len(self._living)
 
-    def sandboxes(self) -> list[Sandbox]:
-        """Return the sandboxes that hold a job."""
-        return [attachment.sandbox for attachment in self._living.values()]
-
     async def begin(
         self, job: Job, plan: NetworkPlan, sandbox: Sandbox, pidfd: int, pid: int
     ) -> Attachment:

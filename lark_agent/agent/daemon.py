@@ -239,11 +239,9 @@ class Daemon:
                 log.error("sampling failed", error=str(error))
 
     async def _follow_host(self) -> None:
-        sandboxes = [*self._attachments.sandboxes(), *self._pool.idle()]
-
         def follow() -> bool:
-            self._nat.write_resolv_conf()
-            return self._nat.follow_uplink(sandboxes)
+            self._nat.follow_resolver()
+            return self._nat.follow_uplink()
 
         if await self._in_kernel(follow):
             log.info(

@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import structlog
+
 from lark_agent.errors import KernelError, LarkError, PrerequisiteError
 from lark_agent.linux import conntrack, namespaces, nftables, sysctl, uplink
 from lark_agent.linux.links import Links
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 CONDEMNED_GROUP = 0x6C61726B
 """Link group ("lark" in ASCII) in which interfaces are deleted together."""
+log = structlog.get_logger(__name__)
 
 
 class NatDriver:
@@ -89,17 +92,42 @@ class NatDriver:
             self._resolv_conf.write_text(text, encoding="utf-8")
             self._resolv_conf.chmod(0o644)
 
-    def follow_uplink(self, sandboxes: Sequence[Sandbox]) -> bool:
-        """Give existing sandboxes the uplink's current MTU; returns whether it had changed."""
-        current = uplink.find(self._links, self._wanted_uplink)
-        changed = current.mtu != self.uplink.mtu
+    def follow_resolver(self) -> None:
+        """Tell the sandboxes which resolver the worker asks now."""
+        stub = self.resolver.stub
+        self.write_resolv_conf()
+        if self.resolver.stub != stub:
+            nftables.run(firewall.ruleset(self._numbers, self.resolver.stub))
+            for name in self._links.names(PREFIX):
+                self._allow_stub(name)
+
+    def follow_uplink(self) -> bool:
+        """Give all sandboxes the uplink's current MTU; returns whether it had changed."""
+        current, known = uplink.find(self._links, self._wanted_uplink), self.uplink
         self.uplink = current
-        if changed:
-            for sandbox in sandboxes:
-                if sandbox.interface:
-                    self._links.set_mtu(sandbox.interface, current.mtu)
-                    namespaces.run_inside(sandbox.name, lambda: _set_inside_mtu(current.mtu))
-        return changed
+        if current.has_ipv6 and not known.has_ipv6:
+            uplink.let_forward(current)
+        if current.mtu == known.mtu:
+            return False
+        for name, index in self._links.names(PREFIX).items():
+            try:
+                self._set_mtu(name, index)
+            except (KernelError, OSError) as error:  # most likely dismantled just now
+                log.warning("cannot set the MTU", sandbox=name, mtu=current.mtu, error=str(error))
+        return True
+
+    def _set_mtu(self, name: str, index: int) -> None:
+        mtu = self.uplink.mtu
+        self._links.set_mtu(index, mtu)
+        namespaces.run_inside(name, lambda: _set_inside_mtu(mtu))
+
+    def _allow_stub(self, interface: str) -> None:
+        """Let the translated question reach a stub resolver on the worker's loopback.
+
+        Other loopback targets are martian to the datapath before they get here.
+        """
+        wanted = int(self.resolver.stub is not None)
+        sysctl.write_if_present(f"net/ipv4/conf/{interface}/route_localnet", wanted)
 
     def set_up(self, slot: int) -> Sandbox:
         """Build namespace, veth and datapath of a slot; nothing passes before a plan is active."""
@@ -129,9 +157,10 @@ class NatDriver:
         )
 
     def renew(self, sandbox: Sandbox) -> None:
-        """Hang this agent's programs on the link of a sandbox that an earlier agent built."""
+        """Take over a sandbox that an earlier agent built: this agent's programs, today's MTU."""
         if sandbox.interface:
             self._datapath.attach(self._links.netlink, sandbox.interface, sandbox.slot)
+            self._set_mtu(sandbox.name, sandbox.interface)
 
     def _wire_inside(self, sandbox: Sandbox, host: int) -> None:
         slot = sandbox.slot
@@ -163,10 +192,7 @@ class NatDriver:
             raise KernelError(f"finding interface {sandbox.name}", "it is gone; retry")
         self._datapath.attach(self._links.netlink, index, slot)
         _quiet_ipv6(sandbox.name)
-        if self.resolver.stub:
-            # lets the translated question reach the stub; other loopback targets are martian to
-            # the datapath before they get here
-            sysctl.write(f"net/ipv4/conf/{sandbox.name}/route_localnet", 1)
+        self._allow_stub(sandbox.name)
         self._links.up(index, silent=True)
         for address, gateway in self._addresses(sandbox):
             self._links.add_address(index, gateway)

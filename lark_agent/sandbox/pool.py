@@ -183,10 +183,6 @@ class Pool:
             sandboxes.clear()
         await self._dismantle()
 
-    def idle(self) -> list[Sandbox]:
-        """Return the sandboxes that wait for a job."""
-        return [sandbox for sandboxes in self._ready.values() for sandbox in sandboxes]
-
     def _next_kind(self) -> Connectivity | None:
         """Choose what to build next: for those who wait first, then up to the targets."""
         waiting = [kind for kind, queue in self._waiting.items() if queue]
