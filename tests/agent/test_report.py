@@ -1,0 +1,151 @@
+"""Collectors that are down, slow, wrong or restarted: jobs do not notice, and nothing is lost.
+
+Stand-ins for a collector are real gRPC servers in a process of the lab that behave badly on
+purpose; the collector that gets the records in the end is the real one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.agent.worker import ONCE, Talker, until
+from tests.lab.filesystem import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.lab.process import Process
+    from tests.lab.world import Lab
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes namespaces"),
+]
+CONFIG = """
+[collector]
+address = "127.0.0.1:9620"
+[accounting]
+interval_seconds = 1
+[pool]
+slots = 16
+ready = 3
+"""
+# argv: what it does wrong
+STAND_IN = """
+import sys, time
+from concurrent import futures
+import grpc
+from lark_agent.rpc.lark.v1 import report_pb2 as pb, report_pb2_grpc
+class Collector(report_pb2_grpc.CollectorServicer):
+    def Report(self, messages, context):
+        next(messages)
+        if sys.argv[1] == "protocol":
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this collector speaks protocol 9")
+        yield pb.CollectorMessage(welcome=pb.Welcome(protocol=9 if sys.argv[1] == "word" else 1))
+        for message in messages:
+            print("got", len(message.batch.records), flush=True)
+server = grpc.server(futures.ThreadPoolExecutor(4))
+report_pb2_grpc.add_CollectorServicer_to_server(Collector(), server)
+server.add_insecure_port("127.0.0.1:9620")
+server.start()
+print("on", flush=True)
+server.wait_for_termination()
+"""
+
+
+def stand_in(lab: Lab, fault: str) -> Process:
+    process = lab.start([sys.executable, "-c", STAND_IN, fault], cwd=str(ROOT))
+    until(lambda: "on" in process.stdout, "a stand-in")
+    return process
+
+
+def send_once(lab: Lab, number: int = 1) -> dict[str, int]:
+    """Run jobs that each send `ONCE`; returns their ids and bytes."""
+    talkers = [Talker(lab) for _ in range(number)]
+    for talker in talkers:
+        talker.talk()
+        talker.end()
+    return {talker.job.job_id: ONCE.bytes for talker in talkers}
+
+
+def collected(lab: Lab, wanted: Mapping[str, int]) -> None:
+    """Wait until the collector has every job once and final, with the bytes that were sent."""
+
+    def listed() -> list[dict[str, Any]] | None:
+        text = lab.run(["lark", "jobs", "--limit", "0", "--json"], check=False).stdout
+        jobs: list[dict[str, Any]] = json.loads(text)["jobs"] if text else []
+        done = {job["job_id"] for job in jobs if job["final"]}
+        return jobs if done >= wanted.keys() else None
+
+    jobs = until(listed, "final records in the collector", 70)
+    assert len(jobs) == len(wanted)
+    assert {job["job_id"]: job["sent"]["bytes"] for job in jobs} == wanted
+    usage = json.loads(lab.run(["lark", "usage", "--by", "worker", "--json"]).stdout)
+    (row,) = usage["totals"]
+    assert (row["jobs"], row["sent"]["bytes"]) == (len(wanted), sum(wanted.values()))
+
+
+def test_a_collector_that_comes_later(lab: Lab) -> None:
+    """Down at the start: jobs run, the log says so once, and later everything arrives once."""
+    agent = lab.agent(CONFIG)
+    jobs = send_once(lab, 2)
+    until(lambda: "cannot report" in agent.stderr, "a complaint")
+    lab.collector()
+    collected(lab, jobs)
+    complaints = [line for line in agent.stderr.splitlines() if "cannot report" in line]
+    assert len(complaints) == 1
+    assert "127.0.0.1:9620" in complaints[0]
+
+
+def test_a_collector_restarted_in_the_middle(lab: Lab) -> None:
+    """SIGKILL and restart while records stream: each job is there once, with its true total."""
+    collector = lab.collector()
+    lab.agent(CONFIG)
+    running = Talker(lab)
+    running.talk()
+    jobs = send_once(lab)
+    collector.signal(9)
+    collector.wait()
+    jobs |= send_once(lab)
+    lab.collector()
+    jobs |= send_once(lab)
+    running.end()
+    collected(lab, {**jobs, running.job.job_id: ONCE.bytes})
+
+
+def test_a_collector_that_never_acknowledges(lab: Lab) -> None:
+    """It takes records and says nothing: jobs are not delayed, and the real one gets them all."""
+    slow = stand_in(lab, "silent")
+    lab.agent(CONFIG)
+    jobs = send_once(lab, 2)
+    until(lambda: "got" in slow.stdout, "a batch")
+    done = lab.start_job(["true"])
+    result = done.result()
+    assert result.status == 0
+    assert result.seconds < 2
+    slow.signal(9)
+    slow.wait()
+    lab.collector()
+    collected(lab, {**jobs, done.job_id: 0})
+
+
+@pytest.mark.parametrize("fault", ["protocol", "word"])
+def test_a_collector_of_another_version(lab: Lab, fault: str) -> None:
+    """Refused by either side: the log says once what to install, jobs run, nothing is lost."""
+    other = stand_in(lab, fault)
+    agent = lab.agent(CONFIG)
+    jobs = send_once(lab)
+    until(lambda: "cannot report" in agent.stderr, "a complaint")
+    complaints = [line for line in agent.stderr.splitlines() if "cannot report" in line]
+    assert "protocol 9" in complaints[0]
+    assert "got" not in other.stdout, "records were sent to a collector of another version"
+    other.signal(9)
+    other.wait()
+    lab.collector()
+    collected(lab, jobs)
+    assert "Traceback" not in agent.stderr
