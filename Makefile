@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := clang libbpf-dev libc6-dev gcc make python3-venv nftables libnftables1 iproute2 \
+PACKAGES := clang libbpf-dev libc6-dev musl-tools gcc make python3-venv nftables libnftables1 iproute2 \
 	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64
 SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/datapath/*.h \
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h)

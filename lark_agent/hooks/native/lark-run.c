@@ -133,11 +133,14 @@ static int ask_agent(void)
 {
 	const struct sockaddr_un agent = {.sun_family = AF_UNIX, .sun_path = AGENT_SOCKET};
 	const struct timeval patience = {.tv_sec = WAIT_SECONDS};
-	union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof ads)]; } control = {.header = {
-		CMSG_LEN(ad_count * sizeof *ads), SOL_SOCKET, SCM_RIGHTS}};
+	/* at most two ads: the lengths fit musl's 32 bits as well as glibc's 64 */
+	const unsigned length = (unsigned)CMSG_LEN(ad_count * sizeof *ads);
+	const unsigned space = ad_count ? (unsigned)CMSG_SPACE(ad_count * sizeof *ads) : 0;
+	union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof ads)]; } control = {
+		.header = {.cmsg_len = length, .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
 	struct iovec data = {request, request_size};
 	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
-		.msg_controllen = ad_count ? CMSG_SPACE(ad_count * sizeof *ads) : 0};
+		.msg_controllen = space};
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
 	ssize_t result;
 
