@@ -98,7 +98,10 @@ class UsageSource(Protocol):
         ...
 
     def totals(self, by: Sequence[GroupBy], wanted: JobFilter, visible_owner: str | None) -> Totals:
-        """Sum what moved in the hours that the filter's times touch; `running` is ignored."""
+        """Sum what moved in the hours that the filter's times touch; `running` is ignored.
+
+        Grouped by class, jobs that moved nothing are in no row.
+        """
         ...
 
 

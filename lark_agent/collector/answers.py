@@ -110,6 +110,8 @@ class Answers:
         )
         if until:
             query = query.where(HOURS.c.hour_ns < until)
+        if GroupBy.CLASS in by:  # jobs that moved nothing are booked under no class
+            query = query.where(HOURS.c.traffic_class != "")
         with store_errors("sum up usage"), transaction(self._engine, write=False) as connection:
             # without keys SQL gives one row also for no hours at all; its minimum is NULL
             found = [row for row in connection.execute(query) if row[0] is not None]

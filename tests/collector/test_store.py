@@ -271,6 +271,8 @@ def brute_force(
         for share in shares:
             if not low <= share.hour_ns < high:
                 continue
+            if GroupBy.CLASS in by and not share.traffic_class:
+                continue
             day = datetime.fromtimestamp(share.hour_ns / 1e9, UTC).date().isoformat()
             names = {
                 GroupBy.OWNER: r.job.owner,
