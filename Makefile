@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml setup.py
 	@$(MAKE) --no-print-directory system
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[test,dev]'
+	$(BIN)/pip install -qq --editable '.[test,dev]'
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)

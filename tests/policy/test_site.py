@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from lark_agent.config import AgentSettings, parse
 from lark_agent.errors import ConfigurationError, PolicyRefusal
 from lark_agent.model import Connectivity, Job, Scheduler
-from lark_agent.policy.ads import Ad
 from lark_agent.policy.site import SitePolicy
+
+if TYPE_CHECKING:
+    from lark_agent.policy.ads import Ad
 
 RULES = """
 default_profile = "nat"
