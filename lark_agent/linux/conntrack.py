@@ -1,9 +1,13 @@
 """Forget the connections of an address.
 
 A sandbox's address is used again by a later job; what connection tracking still remembers of the
-earlier one must go first, or the later job inherits its translations. The kernel (5.8+) filters
-the dump by source address; older ones return everything and the filter is repeated here. An entry
-is deleted by echoing the original tuple from the dump.
+earlier one must go first, or the later job inherits its translations. An entry is deleted by
+echoing the original tuple from a dump.
+
+The kernel (5.8+) can filter a dump by source address, which older ones ignore, so the filter is
+repeated here. It is not asked to for IPv6, where its comparison is the wrong way round: entries of
+the address are left out, all others are given (ctnetlink_filter_match_tuple() takes the result 0 of
+ipv6_addr_cmp(), equal, for different). One whole dump then serves all IPv6 addresses.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from lark_agent.errors import KernelError
 from lark_agent.linux.netlink import Netlink, attribute, attributes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from ipaddress import IPv4Address, IPv6Address
 
 _NETFILTER = 12
@@ -29,33 +34,52 @@ def forget(addresses: set[IPv4Address | IPv6Address]) -> int:
     """Delete the entries that one of `addresses` originated; returns how many (CAP_NET_ADMIN)."""
     deleted = 0
     with Netlink(_NETFILTER) as netlink:
-        for address in addresses:
-            for family, tuple_orig, entry_id in _entries(netlink, address):
-                body = struct.pack("=BBH", family, 0, 0)
-                body += attribute(_TUPLE_ORIG, tuple_orig, nested=True) + attribute(_ID, entry_id)
-                try:
-                    netlink.call(_DELETE, body, f"deleting a connection of {address}")
-                    deleted += 1
-                except KernelError:
-                    continue  # it ended by itself between the dump and now
+        for original, entry_id, family in _entries(netlink, addresses):
+            body = struct.pack("=BBH", family, 0, 0)
+            body += attribute(_TUPLE_ORIG, original, nested=True) + attribute(_ID, entry_id)
+            try:
+                netlink.call(_DELETE, body, "deleting a connection")
+                deleted += 1
+            except KernelError:
+                continue  # it ended by itself between the dump and now
     return deleted
 
 
 def _entries(
-    netlink: Netlink, address: IPv4Address | IPv6Address
-) -> list[tuple[int, bytes, bytes]]:
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    source = _IP_V4_SRC if address.version == 4 else _IP_V6_SRC
-    wanted = attribute(source, address.packed)
-    body = struct.pack("=BBH", family, 0, 0)
-    body += attribute(_TUPLE_ORIG, attribute(_TUPLE_IP, wanted, nested=True), nested=True)
-    flags = struct.pack("=I", _FLAG_IP_SRC)
-    body += attribute(_FILTER, attribute(_FILTER_ORIG_FLAGS, flags), nested=True)
-    found: list[tuple[int, bytes, bytes]] = []
-    for message in netlink.dump(_GET, body, f"listing the connections of {address}"):
+    netlink: Netlink, addresses: set[IPv4Address | IPv6Address]
+) -> list[tuple[bytes, bytes, int]]:
+    """Return original tuple, id and family of the entries."""
+    found: list[tuple[bytes, bytes, int]] = []
+    for address in addresses:
+        if address.version == 4:
+            tried = f"listing the connections of {address}"
+            messages = netlink.dump(_GET, _from(address.packed), tried)
+            found += _chosen(messages, socket.AF_INET, _IP_V4_SRC, {address.packed})
+    wanted = {address.packed for address in addresses if address.version == 6}
+    if wanted:
+        everything = struct.pack("=BBH", socket.AF_INET6, 0, 0)
+        messages = netlink.dump(_GET, everything, "listing IPv6 connections")
+        found += _chosen(messages, socket.AF_INET6, _IP_V6_SRC, wanted)
+    return found
+
+
+def _from(source: bytes) -> bytes:
+    """Pack a request for the entries of one IPv4 source."""
+    wanted = attribute(_TUPLE_IP, attribute(_IP_V4_SRC, source), nested=True)
+    flags = attribute(_FILTER_ORIG_FLAGS, struct.pack("=I", _FLAG_IP_SRC))
+    return (
+        struct.pack("=BBH", socket.AF_INET, 0, 0)
+        + attribute(_TUPLE_ORIG, wanted, nested=True)
+        + attribute(_FILTER, flags, nested=True)
+    )
+
+
+def _chosen(
+    messages: list[bytes], family: int, source: int, wanted: set[bytes]
+) -> Iterator[tuple[bytes, bytes, int]]:
+    for message in messages:
         fields = dict(attributes(message[4:]))
         original = fields.get(_TUPLE_ORIG, b"")
         ip = dict(attributes(dict(attributes(original)).get(_TUPLE_IP, b"")))
-        if ip.get(source) == address.packed and _ID in fields:
-            found.append((family, original, fields[_ID]))
-    return found
+        if ip.get(source) in wanted and _ID in fields:
+            yield original, fields[_ID], family
