@@ -44,6 +44,8 @@ def run(file: Path | None, *, verbose: bool) -> None:
     Example:
       lark-agent run --config /etc/lark/agent.toml
     """
+    # structlog would load rich to draw tracebacks: 4 MB that a service has no use for
+    sys.modules["rich"] = None  # type: ignore[assignment]  # makes its import fail
     from lark_agent.linux import log  # noqa: PLC0415  --help stays fast
 
     settings = load(AgentSettings, file, AGENT_FILE)
