@@ -40,7 +40,7 @@ def test_an_agent_at_rest(lab: Lab) -> None:
 
     Connected to its collector, as agents are. Each thread of the agent's own may wake up once a
     second, and three times more over the whole measurement (samples fall into it). gRPC brings
-    threads whose timers run at about 1 Hz each and wake others up; they get three times as many.
+    threads whose timers run at about 1 Hz each and wake others up; they get five times as many.
     """
     lab.collector()
     agent = lab.agent('[collector]\naddress = "127.0.0.1:9620"\n')
@@ -59,7 +59,7 @@ def test_an_agent_at_rest(lab: Lab) -> None:
     assert resident <= RSS_BYTES
     assert used <= CPU_SHARE * SECONDS
     assert max(own) <= SECONDS + 3, woken
-    assert max(woken.values()) <= 3 * SECONDS, woken
+    assert max(woken.values()) <= 5 * SECONDS, woken
 
 
 def _at_rest(process: psutil.Process) -> None:

@@ -74,7 +74,7 @@ def test_rules_are_all_or_nothing(fresh_host: Path) -> None:
     """One wrong line in a text, and none of it holds; nft's own words are in the error."""
     nftables.run("table inet kept {\n chain c { }\n}\n")
     with pytest.raises(KernelError, match="No such file or directory"):
-        nftables.run("add table inet lost\nadd rule inet missing c accept\n")
+        nftables.run("add table inet lost\nadd rule inet absent c accept\n")
     assert nftables.run("list tables").strip() == "table inet kept"
 
 
