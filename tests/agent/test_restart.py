@@ -23,8 +23,12 @@ from tests.agent.worker import (
     sandboxes,
     until,
 )
+from tests.lab.capture import Capture, flows
+from tests.lab.topology import CAMPUS, WORKER
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.lab.process import Process
     from tests.lab.world import Lab
 
@@ -59,6 +63,28 @@ def test_jobs_outlive_the_agent(lab: Lab, number: signal.Signals) -> None:
     assert (record.exit_reason, record.usage.sent) == (ExitReason.EXITED, times(ONCE, 3))
     assert agent.terminate() == 0
     assert in_kernel(lab) == set()
+
+
+def test_a_transfer_goes_on_under_a_killed_agent(lab: Lab, tmp_path: Path) -> None:
+    """A download runs through SIGKILL and restart of the agent; the record equals the capture."""
+    agent = lab.agent(QUICK)
+    url = f"http://{CAMPUS.ipv4}/bytes/30000000"
+    command = ["curl", "-sSf", "--limit-rate", "12M", "-o", "/dev/null", url]
+    with Capture("eth0", tmp_path / "campus.pcap", lab.netns("campus")) as capture:
+        job = lab.start_job(command)
+        until(lambda: capture.path.stat().st_size > 100_000, "a transfer")
+        kill(agent)
+        lab.agent(QUICK)
+        done = job.result()
+        assert done.status == 0, done.stderr
+        record = final(lab, job.job_id)
+    packets = flows(capture.path)
+    sent = [packet.ip_len for packet in packets if packet.src == WORKER.ipv4]
+    received = [packet.ip_len for packet in packets if packet.dst == WORKER.ipv4]
+    assert record.exit_reason == ExitReason.EXITED
+    assert record.usage.sent == Count(len(sent), sum(sent))
+    assert record.usage.received == Count(len(received), sum(received))
+    assert sum(received) > 30_000_000
 
 
 def test_a_killed_agents_leftovers_are_dismantled(lab: Lab) -> None:
