@@ -21,19 +21,19 @@ ONE_SLOT = "[pool]\nslots = 1\nready = 1\nwait_seconds = {wait}\n[nat]\nrest_sec
 
 def test_jobs_wait_in_order(lab: Lab) -> None:
     """With one slot, jobs get it in the order in which they came."""
-    agent = lab.agent(ONE_SLOT.format(wait=60))
+    lab.agent(ONE_SLOT.format(wait=60))
     holder = Talker(lab)
     jobs = []
     for number in range(4):
         jobs.append(lab.start_job(["sh", "-c", "date +%s.%N"], user=("alice", "bob")[number % 2]))
         waiting = number + 1
-        until(lambda: _waiting(lab, agent.pid) == waiting, "the next in the queue")  # noqa: B023  called here
+        until(lambda: _waiting(lab) == waiting, "the next in the queue")  # noqa: B023  called here
     holder.end()
     times = [float(job.result(60).stdout) for job in jobs]
     assert times == sorted(times)
 
 
-def _waiting(lab: Lab, pid: int) -> int:
+def _waiting(lab: Lab) -> int:
     """Count the connections that the agent has accepted and that wait for an answer."""
     lines = lab.path("/proc/1/net/unix").read_text().splitlines()
     return sum(line.endswith("/run/lark/run.sock") and line.split()[5] == "03" for line in lines)
@@ -54,15 +54,15 @@ def test_waiting_ends_with_a_refusal(lab: Lab) -> None:
 
 def test_who_hangs_up_gives_up_the_place(lab: Lab) -> None:
     """A job killed while it waits takes no sandbox and leaves no record; the next one is served."""
-    agent = lab.agent(ONE_SLOT.format(wait=60))
+    lab.agent(ONE_SLOT.format(wait=60))
     holder = Talker(lab)
     impatient = lab.start_job(["true"])
-    until(lambda: _waiting(lab, agent.pid) == 1, "a queue")
+    until(lambda: _waiting(lab) == 1, "a queue")
     patient = lab.start_job(["true"], user="bob")
-    until(lambda: _waiting(lab, agent.pid) == 2, "a queue of two")
+    until(lambda: _waiting(lab) == 2, "a queue of two")
     impatient.kill(9)
     assert impatient.result().status == -9
-    until(lambda: _waiting(lab, agent.pid) == 1, "the agent to notice")
+    until(lambda: _waiting(lab) == 1, "the agent to notice")
     holder.end()
     assert patient.result().status == 0
     final(lab, patient.job_id)
@@ -96,3 +96,18 @@ def test_freed_slots_rest(lab: Lab) -> None:
     # one of the six slots is kept for a job without a network
     assert len(set(blocks[:5])) == 5
     assert blocks[5] == blocks[0], "not the one that rested longest"
+
+
+def test_an_agent_that_stops_tells_who_waits(lab: Lab) -> None:
+    """A job that waits when the agent is stopped is refused and leaves no record."""
+    agent = lab.agent(ONE_SLOT.format(wait=60))
+    holder = Talker(lab)
+    job = lab.start_job(["echo", "ran"], user="bob")
+    until(lambda: _waiting(lab) == 1, "a queue")
+    assert agent.terminate() == 0
+    done = job.result()
+    assert (done.status, done.stdout) == (125, "")
+    assert "the agent is stopping; try again" in done.stderr
+    assert job.job_id not in records(lab)
+    holder.end()
+    assert "Traceback" not in agent.stderr
