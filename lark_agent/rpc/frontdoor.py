@@ -16,7 +16,8 @@ one copy of each byte, of answers that people wait for.
 Credentials are those of the moment of connect(2): a process that drops its rights later keeps the
 connection's, as with every unix socket. Names are never used twice while the door stands, and are
 unlinked as soon as they are bound: the kernel remembers them for the peer's address. Connections
-are limited over all and for each user, so that one user cannot take the others' descriptors.
+are limited over all and for each user, so that one user cannot take the others' descriptors; they
+count until they are closed indeed. Callers who send descriptors are cut off (linux.descriptors).
 """
 
 from __future__ import annotations
@@ -30,15 +31,17 @@ import itertools
 import os
 import socket
 import stat
-import struct
 from array import array
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import structlog
 
 from lark_agent.errors import ConfigurationError, LarkError, PrerequisiteError
+from lark_agent.linux import process
+from lark_agent.linux.descriptors import GuardedListener
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -132,6 +135,7 @@ class FrontDoor:
 
     async def open(self) -> None:
         """Let callers in."""
+        self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_unix_server(
             self._accept, sock=self._listener, limit=CHUNK
         )
@@ -152,7 +156,7 @@ class FrontDoor:
         _remove_stale(self._path)
         self._empty_private()
         self._stack.callback(self._empty_private)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener = GuardedListener()
         self._stack.callback(listener.close)
         listener.bind(str(self._path))
         self._stack.callback(self._path.unlink, missing_ok=True)
@@ -185,8 +189,11 @@ class FrontDoor:
         self._carriers.add(task)
         task.add_done_callback(self._carriers.discard)
         try:
-            caller = peer_of(writer.get_extra_info("socket"))
+            connection = writer.get_extra_info("peername")  # see GuardedListener.accept
+            caller = peer_of(connection)
             if self._has_room(caller):
+                self._open_by_uid[caller.uid] += 1
+                connection.finished = partial(self._finished, caller.uid)
                 await self._carry(caller, reader, writer)
         except OSError as error:
             log.warning("a query connection failed", path=str(self._path), error=str(error))
@@ -196,7 +203,7 @@ class FrontDoor:
     def _has_room(self, caller: Caller) -> bool:
         if caller.uid == 0:
             return True
-        mine, everybody = self._open_by_uid[caller.uid], len(self._callers)
+        mine, everybody = self._open_by_uid[caller.uid], self._open_by_uid.total()
         if mine < self._most_per_user and everybody < self._most:
             return True
         if caller.uid not in self._turned_away:  # once, until one of this user's connections ends
@@ -210,7 +217,6 @@ class FrontDoor:
         """Connect to gRPC under a name of this caller's own; carry bytes until both ends close."""
         name = str(next(self._names))
         self._callers[name] = caller
-        self._open_by_uid[caller.uid] += 1
         try:
             inner_reader, inner_writer = await self._connect_as(name)
             try:
@@ -223,10 +229,17 @@ class FrontDoor:
                 inner_writer.transport.abort()
         finally:
             del self._callers[name]
-            self._open_by_uid[caller.uid] -= 1
-            if not self._open_by_uid[caller.uid]:
-                del self._open_by_uid[caller.uid]
-            self._turned_away.discard(caller.uid)
+
+    def _finished(self, uid: int) -> None:
+        """Count one less, called from whichever thread closed the connection."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the counting with it
+            self._loop.call_soon_threadsafe(self._leave, uid)
+
+    def _leave(self, uid: int) -> None:
+        self._open_by_uid[uid] -= 1
+        if not self._open_by_uid[uid]:
+            del self._open_by_uid[uid]
+        self._turned_away.discard(uid)
 
     async def _connect_as(self, name: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -270,12 +283,9 @@ def _remove_stale(path: Path) -> None:
 
 
 def peer_of(connection: socket.socket) -> Caller:
-    """Return who connected (unix(7), SO_PEERCRED; SO_PEERGROUPS since Linux 4.13)."""
-    size = struct.calcsize("3i")
-    pid, uid, gid = struct.unpack(
-        "=iII", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    )
-    return Caller(uid, gid, frozenset(_peer_groups(connection.fileno())), pid)
+    """Return who connected (SO_PEERCRED; SO_PEERGROUPS since Linux 4.13)."""
+    peer = process.peer(connection)
+    return Caller(peer.uid, peer.gid, frozenset(_peer_groups(connection.fileno())), peer.pid)
 
 
 def _peer_groups(descriptor: int) -> list[int]:
