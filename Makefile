@@ -9,7 +9,7 @@ SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h)
 PYTEST_WORKERS ?= 2
 
-.PHONY: help system build demo test lint format clean
+.PHONY: help system build demo test bench lint format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ demo: build ## Show jobs in networks of their own, and compare with captures (KE
 
 test: build ## Run every test
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
+
+bench: build ## Measure what the wrapper adds to a job's start
+	$(BIN)/python -m tests.bench.start
 
 lint: build ## Style, types, layers
 	$(BIN)/ruff check .

@@ -64,6 +64,8 @@ class Pool(Section, frozen=True):
     """Most jobs with a sandbox at one time; also divides the NAT ports. 1 to 4096."""
     ready: int = 8
     """Idle sandboxes kept built, so that a job starts at once."""
+    per_user: int = 16
+    """Most jobs with a sandbox that one user has outside the batch system; at least 1."""
     wait_seconds: float = 30.0
     """How long a job waits for a sandbox when all slots are taken; then it is refused. 0 to 240."""
     drain_seconds: float = 5.0
@@ -75,6 +77,8 @@ class Pool(Section, frozen=True):
             yield "slots", f"{self.slots} is not between 1 and 4096"
         if not 0 <= self.ready <= self.slots:
             yield "ready", f"{self.ready} is not between 0 and slots ({self.slots})"
+        if self.per_user < 1:
+            yield "per_user", f"{self.per_user} is less than 1"
         if not 0 <= self.wait_seconds <= 240:
             yield "wait_seconds", f"{self.wait_seconds} is not between 0 and 240"
         if not 0 <= self.drain_seconds <= 60:
@@ -212,7 +216,9 @@ class AgentSettings(Section, frozen=True):
     admin_group: str = "lark-admin"
     """Members see every job; others see their own."""
     trusted_launchers: tuple[str, ...] = ("condor_starter", "slurmstepd")
-    """Commands of root that are the batch system: what they say of a job is believed."""
+    """Commands of root that are the batch system: the jobs they start are named by it."""
+    shared_accounts: tuple[str, ...] = ("nobody", "slot*", "condor*")
+    """Accounts (patterns) that run jobs of many: only there does the ad name the owner."""
     default_profile: str = "nat"
     """Profile of a job that no rule matches."""
     uplink: Uplink = Uplink()

@@ -1,8 +1,9 @@
 """The agent: what it is made of, in which order it starts, and how it stops.
 
-Start: lock (one agent a worker), machine checks, datapath (before any thread of grpc exists: the
-bcc loader runs a child), what sandboxes share, journal, recovery of an earlier run, pool, services,
-READY=1. Whatever fails on the way is one LarkError; what was set up for nobody is taken down again.
+Start: lock (one agent a worker), journal, machine checks, recovery of an earlier run, datapath
+(before any thread of grpc exists: the bcc loader runs a child), what sandboxes share, pool,
+services, READY=1. Whatever fails on the way is one LarkError; what was set up for nobody is taken
+down again.
 
 Stop (SIGTERM, SIGINT): no new jobs, one last sample, idle sandboxes dismantled. Jobs that run keep
 running: their sandboxes, programs and counters stay in the kernel, and the next agent takes them
@@ -39,6 +40,7 @@ from lark_agent import datapath
 from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal
 from lark_agent.agent.attachments import Attachments
+from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.recovery import Found, recover
 from lark_agent.agent.reporter import Reporter
@@ -46,13 +48,12 @@ from lark_agent.agent.status import StatusServicer
 from lark_agent.agent.tasks import OwnThread, Tasks
 from lark_agent.config import AGENT_FILE, AgentSettings, load
 from lark_agent.errors import LarkError, PrerequisiteError
-from lark_agent.linux import nftables, systemd
+from lark_agent.linux import systemd
 from lark_agent.model import Connectivity
 from lark_agent.policy.site import SitePolicy
 from lark_agent.rpc.frontdoor import FrontDoor
 from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
 from lark_agent.rpc.queries import QueryServicer
-from lark_agent.sandbox import firewall
 from lark_agent.sandbox.addressing import Addressing
 from lark_agent.sandbox.nat import NatDriver
 from lark_agent.sandbox.none import NoneDriver
@@ -110,9 +111,7 @@ class Daemon:
         stack.callback(answers.close)
         # what shows that this machine cannot do it must fail before anything is set up
         self._nat = await self._in_kernel(
-            lambda: NatDriver(
-                self._numbers, settings.uplink.interface, self._run_directory / "resolv.conf"
-            )
+            lambda: NatDriver(self._numbers, settings.uplink.interface, self._run_directory)
         )
         stack.callback(self._nat.close)
         await self._in_kernel(self._nat.check)
@@ -190,6 +189,8 @@ class Daemon:
         self._tasks.keep("build", self._pool.build)
         self._tasks.keep("dismantle", self._pool.dismantle)
         self._tasks.keep("settle", self._attachments.settle)
+        self._follower = Follower(self._nat, self._in_kernel, self._tasks)
+        self._tasks.keep("firewall", self._follower.guard_firewall)
         self._tasks.keep("sample", self._sample)
         self._tasks.keep("prune", self._prune)
         if settings.collector.address:
@@ -203,7 +204,7 @@ class Daemon:
         settings = self._settings
         self._gate = Gate(
             self._run_directory / "run.sock", lambda: self._policy, self._pool, self._attachments,
-            settings.pool.wait_seconds, frozenset(settings.trusted_launchers),
+            settings,
         )  # fmt: skip
         door = await stack.enter_async_context(FrontDoor(self._run_directory / "agent.sock"))
         server = grpc.aio.server()
@@ -233,20 +234,14 @@ class Daemon:
             await asyncio.sleep(self._settings.accounting.interval_seconds)
             try:
                 await self._attachments.sample()
-                await self._follow_host()
-            except LarkError as error:  # a full disk or a lost uplink passes; keep the rhythm
+            except LarkError as error:  # a full disk passes; keep the rhythm
                 self._tasks.errors["sample"] += 1
                 log.error("sampling failed", error=str(error))
-
-    async def _follow_host(self) -> None:
-        def follow() -> bool:
-            self._nat.follow_resolver()
-            return self._nat.follow_uplink()
-
-        if await self._in_kernel(follow):
-            log.info(
-                "uplink changed", interface=self._nat.uplink.interface, mtu=self._nat.uplink.mtu
-            )
+            try:
+                await self._follower.look()
+            except LarkError as error:  # so does a lost uplink
+                self._tasks.errors["follow"] += 1
+                log.error("following the worker failed", error=str(error))
 
     async def _prune(self) -> None:
         local = not self._settings.collector.address
@@ -292,9 +287,6 @@ class Daemon:
         self._policy = policy
         log.info("reloaded", classes=len(fresh.classes), rules=len(fresh.rules))
 
-    def _remove_firewall(self) -> None:
-        nftables.run(firewall.removal())
-
     def _remove_pins(self) -> None:
         datapath.unload(Path(self._settings.paths.bpffs))
 
@@ -310,7 +302,7 @@ class Daemon:
         if self._jobs_left:
             log.info("jobs keep their networks", attached=self._jobs_left)
             return
-        for step in (self._remove_firewall, self._remove_pins):
+        for step in (self._nat.withdraw, self._remove_pins):
             try:
                 await self._in_kernel(step)
             except LarkError as error:

@@ -20,14 +20,24 @@ import os
 import pwd
 import socket
 from collections import Counter
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from lark_agent.errors import InvalidRequest, PolicyRefusal, PrerequisiteError, Refused, Unavailable
+from lark_agent.errors import (
+    InvalidRequest,
+    KernelError,
+    PolicyRefusal,
+    PrerequisiteError,
+    Refused,
+    Unavailable,
+)
 from lark_agent.hooks import request as wire
 from lark_agent.hooks.identity import Caller, identify
 from lark_agent.linux import namespaces, process
+from lark_agent.linux.descriptors import close_aside
 from lark_agent.model import Connectivity
 
 if TYPE_CHECKING:
@@ -35,13 +45,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lark_agent.agent.attachments import Attachment, Attachments
+    from lark_agent.config import AgentSettings
     from lark_agent.policy.site import SitePolicy
     from lark_agent.sandbox.pool import Pool
 
 _REQUEST_SECONDS = 5.0
 _START_SECONDS = 60.0
-_MOST, _MOST_PER_USER = 2048, 1024
+_MOST, _MOST_PER_USER = 8192, 1024
 _BACKLOG = 1024
+_EXHAUSTION_ATTEMPTS = 60
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_SECONDS = 0.5
 _USER_SECONDS, _MOST_USERS = 60.0, 10_000
@@ -58,15 +70,14 @@ class Gate:
         policy: Callable[[], SitePolicy],
         pool: Pool,
         attachments: Attachments,
-        wait_seconds: float,
-        trusted_launchers: frozenset[str],
+        settings: AgentSettings,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._path = path
         self._policy = policy
         self._pool = pool
         self._attachments = attachments
-        self._wait_seconds = wait_seconds
-        self._trusted_launchers = trusted_launchers
+        self._settings = settings
         self._host = namespaces.identity("/proc/self/ns/net")
         self._users: dict[int, tuple[str, float]] = {}
         self._open_by_user: Counter[int] = Counter()
@@ -112,10 +123,10 @@ class Gate:
         connection.setblocking(False)
         peer = process.peer(connection)
         if self._open_by_user.total() >= _MOST or self._open_by_user[peer.uid] >= _MOST_PER_USER:
-            self._refuse(
-                connection, Unavailable("too many jobs of yours wait for a network; try again")
-            )
-            connection.close()
+            yours = "of yours " if self._open_by_user[peer.uid] >= _MOST_PER_USER else ""
+            text = f"too many jobs {yours}ask for a network at the same time; try again"
+            self._refuse(connection, Unavailable(text))
+            close_aside([connection.detach()])
             return
         self._open_by_user[peer.uid] += 1
         task = asyncio.ensure_future(self._converse(connection, peer))
@@ -150,21 +161,32 @@ class Gate:
             log.exception("a request failed", uid=peer.uid, pid=peer.pid)
             self._refuse(connection, error)
         finally:
-            self._open_by_user[peer.uid] -= 1
-            connection.close()
+            # what the caller left unread may hold descriptors whose close blocks for hours
+            close_aside([connection.detach()], partial(self._closed, peer.uid))
+
+    def _closed(self, uid: int) -> None:
+        self._loop.call_soon_threadsafe(self._forget, uid)
+
+    def _forget(self, uid: int) -> None:
+        self._open_by_user[uid] -= 1
 
     async def _admit(self, connection: socket.socket, peer: process.Peer) -> Attachment | None:
-        request = await _request(connection)
-        if request is None:
-            return None
-        pidfd = self._check(connection, peer)
+        """Attach the caller to a sandbox; None if it went away. Raises Refused."""
+        pidfd = await _open_peer(connection, peer)
         try:
+            self._check(peer, pidfd)
+            request = await _request(connection)
+            if request is None:
+                return None
             user = await self._user(peer.uid)
-            caller = Caller(peer.pid, peer.uid, user, self._launched(peer.pid))
+            shared = any(fnmatchcase(user, pattern) for pattern in self._settings.shared_accounts)
+            caller = Caller(peer.pid, peer.uid, user, self._launched(peer.pid), shared)
             job, ad = identify(request, caller)
+            if not caller.trusted_launcher:
+                self._limit(peer.uid)
             plan = self._policy().plan(job, ad, request.options.get("profile", ""))
             sandbox = self._pool.take_ready(plan.connectivity) or await _unless_hung_up(
-                connection, self._pool.take(plan.connectivity, self._wait_seconds)
+                connection, self._pool.take(plan.connectivity, self._settings.pool.wait_seconds)
             )
             if sandbox is None or not process.alive(pidfd):
                 if sandbox is not None:
@@ -183,23 +205,20 @@ class Gate:
         self._attachments.tell(attachment)  # after the job was let go: it waits for none of this
         return attachment
 
-    def _check(self, connection: socket.socket, peer: process.Peer) -> int:
-        """Return a pidfd of the caller if a sandbox can be given to it at all."""
+    def _check(self, peer: process.Peer, pidfd: int) -> None:
+        """Raise Refused if the caller can have no sandbox, whatever it asks for."""
         if peer.uid == 0:
             raise PolicyRefusal("root cannot be held in a sandbox; run the job as its user")
         if peer.pid == 0:
             raise InvalidRequest(
                 "the caller is outside this worker's process tree (another pid namespace)"
             )
-        pidfd = process.open_peer(connection, peer.pid)
         network = process.network_identity(peer.pid)
         if network != self._host or not process.alive(pidfd):
-            os.close(pidfd)
             raise PolicyRefusal(
                 "the caller is not in the worker's own network: it is in a sandbox already; "
                 "start the command directly"
             )
-        return pidfd
 
     async def _user(self, uid: int) -> str:
         """Return the name of a user, remembered for a while.
@@ -218,13 +237,22 @@ class Gate:
             self._users[uid] = name, now + _USER_SECONDS
         return name
 
+    def _limit(self, uid: int) -> None:
+        """Refuse a user who already holds what one may hold outside the batch system."""
+        most = self._settings.pool.per_user
+        if self._attachments.held_by(uid) >= most:
+            raise Unavailable(
+                f"you have {most} jobs with a network already that no batch system started; wait "
+                "for one to end (the admin can raise [pool] per_user)"
+            )
+
     def _launched(self, pid: int) -> bool:
         """Tell whether the batch system itself started the caller."""
         parent = process.parent(pid)
         if parent <= 1:
             return False
         name, uid = process.command_and_user(parent) or ("", -1)
-        return uid == 0 and name in self._trusted_launchers
+        return uid == 0 and name in self._settings.trusted_launchers
 
     def _grant(self, connection: socket.socket, attachment: Attachment) -> None:
         descriptor = os.open(namespaces.path(attachment.sandbox.name), os.O_RDONLY | os.O_CLOEXEC)
@@ -240,7 +268,7 @@ class Gate:
         if not await _readable(connection, _START_SECONDS):
             return
         try:
-            failure = wire.failure(connection.recv(wire.MAX_REPLY))
+            failure = wire.receive_failure(connection)
         except OSError:
             return
         if failure is not None:
@@ -283,6 +311,18 @@ async def _unless_hung_up(connection: socket.socket, work: Awaitable[Result]) ->
         for pending in (task, hangup):
             pending.cancel()
         await asyncio.gather(task, hangup, return_exceptions=True)
+
+
+async def _open_peer(connection: socket.socket, peer: process.Peer) -> int:
+    """Return a pidfd of the caller; waits while the agent has no descriptor left."""
+    for _ in range(_EXHAUSTION_ATTEMPTS):
+        try:
+            return process.open_peer(connection, peer)
+        except KernelError as error:
+            raise InvalidRequest(str(error)) from error
+        except OSError:  # no descriptor is free: others will be
+            await asyncio.sleep(_PAUSE_SECONDS)
+    raise Unavailable("the agent is out of descriptors; try again")
 
 
 async def _request(connection: socket.socket) -> wire.RunRequest | None:

@@ -2,10 +2,16 @@
 
 Each batch system is one small function in the table `NAMINGS`: it looks at the request and answers
 with the words that name the job, or None if the job is not its. The first that answers names the
-job. Its owner and group are believed only if the launcher (the caller's parent process) is the
-batch system itself: a process of root whose command is one of `trusted_launchers`. Root alone would
-not do, since cron starts what a user's crontab says, and orphans have init for a parent. For anyone
-else the owner is the user the kernel names, so nobody can book bytes on another.
+job; the wrapper's own options name what no batch system does.
+
+Whose words these are: the account is the kernel's, and it owns the job. Only an account that runs
+jobs of many (`shared_accounts`: nobody, slot users) says nothing; then the owner is the ad's, if
+the launcher (the caller's parent process) is the batch system itself, a process of root whose
+command is one of `trusted_launchers`. Root alone would not do, since cron starts what a user's
+crontab says, and orphans have init for a parent. `verified` says that such a launcher started the
+job. What runs before the job under the same account can still rewrite its ad (job id, accounting
+group), and on a shared account its owner: sites that must not trust their users there give each job
+an account of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lark_agent.hooks import htcondor, slurm
+from lark_agent.hooks.naming import Naming
 from lark_agent.hooks.request import printable
 from lark_agent.model import Job, Scheduler
 from lark_agent.policy import ads
@@ -21,7 +28,6 @@ from lark_agent.policy import ads
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lark_agent.hooks.naming import Naming
     from lark_agent.hooks.request import RunRequest
     from lark_agent.policy.ads import Ad
 
@@ -38,6 +44,9 @@ class Caller:
     user: str
     """Name of `uid`, or the number if it has none."""
     trusted_launcher: bool
+    """The batch system's own process started it."""
+    shared_account: bool = False
+    """`uid` runs jobs of many."""
 
 
 def identify(request: RunRequest, caller: Caller) -> tuple[Job, Ad]:
@@ -45,12 +54,12 @@ def identify(request: RunRequest, caller: Caller) -> tuple[Job, Ad]:
     ad = ads.parse(request.job_ad, "job ad") if request.job_ad is not None else {}
     named = next((n for naming in NAMINGS if (n := naming(request, ad))), None)
     scheduler = named.scheduler if named else Scheduler.PLAIN
-    job_id = request.options.get("job-id") or (named.job_id if named else "") or f"pid-{caller.pid}"
-    owner, group = caller.user, request.options.get("group", "")
     verified = named is not None and caller.trusted_launcher
-    if named is not None:
-        group = group or named.accounting_group
-        if caller.trusted_launcher:
-            owner = named.owner or caller.user
+    words = named if named is not None else Naming(scheduler, "", "", "")
+    # what the batch system said is not for the job's user to replace
+    options = {} if verified else request.options
+    job_id = options.get("job-id") or words.job_id or f"pid-{caller.pid}"
+    group = options.get("group") or words.accounting_group
+    owner = words.owner if verified and caller.shared_account and words.owner else caller.user
     job_id, owner, group = (printable(word[:MAX_WORD]) for word in (job_id, owner, group))
     return Job(scheduler, job_id, owner, caller.uid, group, verified), ad

@@ -15,12 +15,14 @@ import struct
 from dataclasses import dataclass, field
 
 from lark_agent.errors import InvalidRequest, PolicyRefusal, Refused, Unavailable
+from lark_agent.linux.descriptors import close_aside
 from lark_agent.policy.ads import MAX_BYTES
 
 MAGIC, VERSION = b"LARK", 1
 MAX_REQUEST, MAX_REPLY = 16384, 1024
 MAX_DESCRIPTORS = 4
 BIND_RESOLV_CONF = 1
+_SCM_MAX_FD = 253  # net/core/scm.c
 
 _HEADER = struct.Struct("<4sHH")
 _FIELD = struct.Struct("<HH")
@@ -46,20 +48,17 @@ def receive(connection: socket.socket) -> RunRequest | None:
 
     The socket must have a datagram waiting. No descriptor stays open.
     """
-    room = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
-    data, ancillary, flags, _ = connection.recvmsg(MAX_REQUEST, room, socket.MSG_CMSG_CLOEXEC)
-    descriptors = _descriptors(ancillary)
+    data, descriptors, flags = _receive(connection, MAX_REQUEST)
     try:
         if not data and not descriptors:
             return None
         if flags & socket.MSG_TRUNC:
             raise InvalidRequest(f"the request is over {MAX_REQUEST} bytes")
-        if flags & socket.MSG_CTRUNC:
+        if len(descriptors) > MAX_DESCRIPTORS:
             raise InvalidRequest(f"the request carries over {MAX_DESCRIPTORS} descriptors")
         return decode(data, descriptors)
     finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+        _dispose(descriptors)
 
 
 def decode(data: bytes, descriptors: list[int]) -> RunRequest:
@@ -101,14 +100,40 @@ def send_refusal(connection: socket.socket, error: BaseException) -> None:
     connection.send((_HEADER.pack(MAGIC, VERSION, status) + line)[:MAX_REPLY])
 
 
-def failure(data: bytes) -> tuple[int, str] | None:
-    """Decode lark-enter's word that it could not start the job: (exit status, why)."""
+def receive_failure(connection: socket.socket) -> tuple[int, str] | None:
+    """Read lark-enter's word that it could not start the job: (exit status, why)."""
+    data, descriptors, _ = _receive(connection, MAX_REPLY)
+    _dispose(descriptors)
     if len(data) < _HEADER.size:
         return None
     magic, version, status = _HEADER.unpack_from(data)
     if magic != MAGIC or version != VERSION:
         return None
     return status, data[_HEADER.size :].decode(errors="replace")
+
+
+def _receive(connection: socket.socket, size: int) -> tuple[bytes, list[int], int]:
+    """Read a datagram with all its descriptors: those without room the kernel would close here."""
+    room = socket.CMSG_SPACE(_SCM_MAX_FD * array.array("i").itemsize)
+    data, ancillary, flags, _ = connection.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    return data, _descriptors(ancillary), flags
+
+
+def _dispose(descriptors: list[int]) -> None:
+    """Close what a user sent: memory at once, anything else where closing it may block."""
+    for descriptor in descriptors:
+        if _is_memory(descriptor):
+            os.close(descriptor)
+        else:
+            close_aside([descriptor])
+
+
+def _is_memory(descriptor: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True
 
 
 def _fields(data: bytes) -> list[tuple[int, bytes]]:

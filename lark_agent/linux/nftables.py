@@ -7,6 +7,7 @@ is one transaction: the kernel takes all of a text or none of it.
 from __future__ import annotations
 
 import ctypes
+import socket
 from functools import cache
 
 from lark_agent.errors import KernelError, PrerequisiteError
@@ -29,6 +30,19 @@ def _library() -> ctypes.CDLL:
         getattr(library, name).restype = ctypes.c_char_p
     library.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
     return library
+
+
+_NETLINK_NETFILTER, _GROUP_NFTABLES = 12, 7
+
+
+def watch() -> socket.socket:
+    """Return a non-blocking socket that becomes readable whenever any ruleset changes."""
+    events = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+    )
+    events.bind((0, 1 << (_GROUP_NFTABLES - 1)))
+    events.setblocking(False)
+    return events
 
 
 def run(text: str) -> str:

@@ -6,6 +6,7 @@ pidfd afterwards, or against the start time where only that was kept (after a re
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
@@ -38,17 +39,30 @@ def peer(connection: socket.socket) -> Peer:
     return Peer(*struct.unpack("=iII", raw))
 
 
-def open_peer(connection: socket.socket, pid: int) -> int:
+def open_peer(connection: socket.socket, of: Peer) -> int:
     """Return a pidfd of the process that opened the other end.
 
-    Raises KernelError if it is gone. Before Linux 6.5 the pid is opened by number; the peer holds
-    the connection open meanwhile, and the caller checks that it still does.
+    Raises KernelError if it is gone, OSError if this process has no descriptor left.
+
+    Before Linux 6.5 the kernel has only the number to offer, and the number of a process that is
+    gone may belong to another by now. So the process found must be of the peer's user; ask as soon
+    as the connection is there.
     """
+    tried = f"opening process {of.pid} at the other end of a socket"
     try:
         raw = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD, 4)
         return int(struct.unpack("=i", raw)[0])
-    except OSError:
-        return open_pid(pid)
+    except OSError as error:
+        if error.errno in {errno.EMFILE, errno.ENFILE}:
+            raise
+        if error.errno != errno.ENOPROTOOPT:
+            raise KernelError(tried, str(error.strerror)) from error
+    descriptor = open_pid(of.pid)
+    _, uid = command_and_user(of.pid) or ("", -1)
+    if uid != of.uid or not alive(descriptor):
+        os.close(descriptor)
+        raise KernelError(tried, "the process is gone")
+    return descriptor
 
 
 def open_pid(pid: int) -> int:

@@ -72,15 +72,28 @@ def overlapping_route(links: Links, network: IPv4Network | IPv6Network, own: str
     return ""
 
 
-def let_forward(uplink: Uplink) -> None:
-    """Let the kernel forward for the sandboxes without costing the worker its own IPv6 route.
+_FORWARDING = {"ipv4": "net/ipv4/ip_forward", "ipv6": "net/ipv6/conf/all/forwarding"}
+
+
+def let_forward(uplink: Uplink) -> set[str]:
+    """Let the kernel forward for the sandboxes; returns the families where it did not before.
 
     Forwarding makes an interface ignore router advertisements unless accept_ra is 2
-    (Documentation/networking/ip-sysctl.rst), so that is set first where they were accepted.
+    (Documentation/networking/ip-sysctl.rst), so that is set first where they were accepted: the
+    worker must not lose its own IPv6 route.
     """
-    sysctl.write("net/ipv4/ip_forward", 1)
-    if uplink.has_ipv6 and sysctl.read("net/ipv6/conf/all/forwarding") == "0":
+    wanted = ["ipv4", "ipv6"] if uplink.has_ipv6 else ["ipv4"]
+    opened = {family for family in wanted if sysctl.read(_FORWARDING[family]) == "0"}
+    if "ipv6" in opened:
         key = f"net/ipv6/conf/{uplink.interface}/accept_ra"
         if sysctl.read(key) == "1":
             sysctl.write(key, 2)
-        sysctl.write("net/ipv6/conf/all/forwarding", 1)
+    for family in opened:
+        sysctl.write(_FORWARDING[family], 1)
+    return opened
+
+
+def stop_forwarding(families: set[str]) -> None:
+    """Take back what `let_forward` did."""
+    for family in families:
+        sysctl.write(_FORWARDING[family], 0)

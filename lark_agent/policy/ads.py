@@ -42,7 +42,7 @@ def parse(data: bytes, kind: str) -> Ad:
         raise InvalidRequest(f"the {kind} is not text ({error})") from error
     ad: Ad = {}
     looks_like_one = not text.strip()
-    for line in text.splitlines():
+    for line in text.split("\n"):  # splitlines() also splits inside values, at U+2028 and others
         match = _LINE.fullmatch(line.strip().strip("[];").strip())
         if match is None:
             continue

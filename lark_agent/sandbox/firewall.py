@@ -11,27 +11,42 @@ links, where the datapath would count it as dropped for a job that has nothing t
 
 The forward chain lets only answers in. Everything that a job must not do is already decided by the
 datapath on its own link; the rules here keep neighbours of the worker out, and keep untranslated
-packets (which connection tracking found invalid) from leaving with a private address.
+packets (which connection tracking found invalid) from leaving with a private address. Where the
+worker forwards at all only because the agent needs it, neighbours cannot use it as a router:
+connections from beyond the uplink are dropped unless somebody translated them on purpose (DNAT).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lark_agent.errors import KernelError
+from lark_agent.linux import nftables
 from lark_agent.sandbox.addressing import PREFIX, Addressing, name
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from ipaddress import IPv4Address
 
 TABLE = "lark"
 
 
-def ruleset(addressing: Addressing, stub: IPv4Address | None) -> str:
+def ruleset(
+    addressing: Addressing,
+    stub: IPv4Address | None,
+    uplink: str = "",
+    opened: Collection[str] = (),
+) -> str:
     """Return the whole table as one transaction that replaces an earlier one.
 
     `stub` is the loopback address of the worker's DNS resolver if sandboxes must reach it through
-    their gateway, else None.
+    their gateway, else None. `opened` are the families (ipv4, ipv6) for which this worker forwards
+    only because of us: there, nobody beyond `uplink` may use it as a router.
     """
+    closed = "\n".join(
+        f'    meta nfproto {family} iifname "{uplink}" ct state new ct status & dnat == 0 drop'
+        for family in sorted(opened)
+    )
     slots = range(addressing.slots)
     chains = "\n".join(_block(addressing, slot) for slot in slots)
     jumps4 = ", ".join(f"{addressing.ipv4(slot)} : goto {name(slot)}" for slot in slots)
@@ -60,10 +75,22 @@ table inet {TABLE} {{
     iifname "{PREFIX}*" ct state invalid counter drop
     oifname "{PREFIX}*" ct state established,related accept
     oifname "{PREFIX}*" counter drop
+{closed}
   }}
 {_dns(addressing, stub) if stub else ""}
 }}
 """
+
+
+def stands() -> bool:
+    """Tell whether the table is still as it was written: others may flush the whole ruleset."""
+    try:
+        chains = [
+            nftables.run(f"list chain inet {TABLE} {chain}") for chain in ("postrouting", "forward")
+        ]
+    except KernelError:
+        return False
+    return "vmap @slots4" in chains[0] and "ct state established,related accept" in chains[1]
 
 
 def removal() -> str:

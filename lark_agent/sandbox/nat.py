@@ -44,10 +44,11 @@ class NatDriver:
     Belongs to one thread, but for `tear_down`, which may run in another.
     """
 
-    def __init__(self, numbers: Addressing, wanted_uplink: str, resolv_conf: Path) -> None:
+    def __init__(self, numbers: Addressing, wanted_uplink: str, run_directory: Path) -> None:
         self._numbers = numbers
         self._wanted_uplink = wanted_uplink
-        self._resolv_conf = resolv_conf
+        self._resolv_conf = run_directory / "resolv.conf"
+        self._forwarding = run_directory / "forwarding"
         self._links = Links()
         self.uplink = uplink.find(self._links, wanted_uplink)
         self.resolver = resolver.read(numbers.gateway4)
@@ -80,9 +81,38 @@ class NatDriver:
     def prepare(self) -> None:
         """Write firewall, sysctls and resolv.conf."""
         self._reserve_ports()
-        nftables.run(firewall.ruleset(self._numbers, self.resolver.stub))
-        uplink.let_forward(self.uplink)
+        self._let_forward()
+        self._write_firewall()
         self.write_resolv_conf()
+
+    def _let_forward(self) -> None:
+        opened = self._opened() | uplink.let_forward(self.uplink)
+        self._forwarding.write_text(" ".join(sorted(opened)), encoding="ascii")
+
+    def _opened(self) -> set[str]:
+        """Return the families that this worker forwards only for us; also after a restart."""
+        if not self._forwarding.exists():
+            return set()
+        return set(self._forwarding.read_text(encoding="ascii").split())
+
+    def _write_firewall(self) -> None:
+        text = firewall.ruleset(
+            self._numbers, self.resolver.stub, self.uplink.interface, self._opened()
+        )
+        nftables.run(text)
+
+    def restore_firewall(self) -> bool:
+        """Write the firewall again if somebody removed it; returns whether that was so."""
+        if firewall.stands():
+            return False
+        self._write_firewall()
+        return True
+
+    def withdraw(self) -> None:
+        """Take back what `prepare` changed for all sandboxes; for an agent without jobs."""
+        nftables.run(firewall.removal())
+        uplink.stop_forwarding(self._opened())
+        self._forwarding.unlink(missing_ok=True)
 
     def write_resolv_conf(self) -> None:
         """Write the sandboxes' resolv.conf, in place: running jobs see it by a bind mount."""
@@ -97,7 +127,7 @@ class NatDriver:
         stub = self.resolver.stub
         self.write_resolv_conf()
         if self.resolver.stub != stub:
-            nftables.run(firewall.ruleset(self._numbers, self.resolver.stub))
+            self._write_firewall()
             for name in self._links.names(PREFIX):
                 self._allow_stub(name)
 
@@ -106,7 +136,8 @@ class NatDriver:
         current, known = uplink.find(self._links, self._wanted_uplink), self.uplink
         self.uplink = current
         if current.has_ipv6 and not known.has_ipv6:
-            uplink.let_forward(current)
+            self._let_forward()
+            self._write_firewall()
         if current.mtu == known.mtu:
             return False
         for name, index in self._links.names(PREFIX).items():

@@ -6,6 +6,7 @@ still gives bob his network, and has no more descriptors open than before.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from pathlib import Path
@@ -161,7 +162,7 @@ def test_one_user_has_a_limit(worker: tuple[Lab, Process]) -> None:
     done = lab.job(["true"], user="bob")
     assert done.status == 0
     until(lambda: len(crowd.stdout.splitlines()) > 1, "an answer")
-    assert "too many jobs of yours wait" in crowd.stdout
+    assert "too many jobs of yours ask" in crowd.stdout
     assert "cannot accept" not in agent.stderr
     crowd.signal(9)
 
@@ -176,7 +177,8 @@ def test_an_agent_out_of_descriptors_recovers(lab: Lab) -> None:
     until(lambda: "cannot accept" in agent.stderr, "a full table")
     assert lab.job(["true"], user="bob").status == 0
     assert agent.stderr.count("cannot accept") < 50
-    crowd.signal(9)
+    with contextlib.suppress(ProcessLookupError):  # it may have been cut and gone already
+        crowd.signal(9)
 
 
 def test_root_is_refused(worker: tuple[Lab, Process]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.root
 
 AGENT = """
 worker = "wn042"
+shared_accounts = ["bob"]
 [collector]
 address = "127.0.0.1:9620"
 [accounting]
@@ -116,20 +118,25 @@ def test_a_request_that_is_not_granted_fails_closed(system: Lab) -> None:
 
 
 def test_how_a_job_ended_is_recorded(system: Lab) -> None:
-    """Exit codes, signals, and commands that cannot be started."""
+    """Exit codes, signals (real-time ones too), and commands that cannot be started."""
     ends = {}
-    for command in (["sh", "-c", "exit 7"], ["sh", "-c", "kill -SEGV $$"], ["/no/such/command"]):
+    for command in (
+        ["sh", "-c", "exit 7"], ["sh", "-c", "kill -SEGV $$"], ["sh", "-c", "kill -40 $$"],
+        ["/no/such/command"],
+    ):  # fmt: skip
         job = system.start_job(command)
         status = job.result(60).status
         (record,) = final_records(system, [job.job_id])
         ends[status] = (record["exit_reason"], record["exit_status"])
-    assert ends == {7: ("exited", 7), -11: ("signaled", 11), 127: ("not-started", 127)}
+    assert ends == {
+        7: ("exited", 7), -11: ("signaled", 11), -40: ("signaled", 40), 127: ("not-started", 127),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("where", [AGENT_SOCKET, COLLECTOR_SOCKET], ids=["agent", "collector"])
 def test_people_see_their_own_jobs(system: Lab, where: list[str]) -> None:
     """A person sees theirs; root and the admin group see all; others' jobs do not exist."""
-    mine = run(system, "/bin/true", user="alice", ad={"Owner": "alice"})["job_id"]
+    mine = run(system, "/bin/true", user="alice")["job_id"]
     theirs = run(system, "/bin/true", user="bob", ad={"Owner": "bob"})["job_id"]
     for user, sees in (
         ("alice", {mine}), ("bob", {theirs}), ("carol", {mine, theirs}), ("root", {mine, theirs}),
@@ -156,13 +163,17 @@ def test_agent_and_collector_tell_the_same(system: Lab) -> None:
 
 
 def test_lark_run_adds_little(system: Lab) -> None:
-    """At most 2 ms in the median; the best of some rounds, since other tests share the machine."""
-    added = []
-    for _ in range(6):
-        added.append(measure(system, 40).added)
-        if added[-1] <= 2:
+    """The wrapper costs a start no more than two plain ones (`make bench` has the milliseconds).
+
+    A ratio, because other tests share the machine; the best of some rounds, for the same reason.
+    """
+    ratios = []
+    for _ in range(8):
+        starts = measure(system, 30)
+        ratios.append(starts.added / median(starts.plain_start))
+        if ratios[-1] <= 2:
             return
-    pytest.fail(f"lark-run added {added} ms to the median start")
+    pytest.fail(f"lark-run added {ratios} plain starts")
 
 
 @pytest.mark.parametrize("loader", ["libbpf", "bcc"])

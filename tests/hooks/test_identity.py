@@ -6,7 +6,8 @@ from lark_agent.hooks.identity import Caller, identify
 from lark_agent.hooks.request import RunRequest
 from lark_agent.model import Scheduler
 
-STARTER = Caller(4711, 1001, "alice", trusted_launcher=True)
+STARTER = Caller(4711, 1001, "slot1_3", trusted_launcher=True, shared_account=True)
+OWN_ACCOUNT = Caller(4711, 1001, "alice", trusted_launcher=True)
 PERSON = Caller(4711, 1001, "alice", trusted_launcher=False)
 AD = b"""GlobalJobId = "submit.example.org#12.0#1700000000"
 ClusterId = 12
@@ -32,11 +33,27 @@ def test_nobody_books_bytes_on_another() -> None:
     assert (job.owner, job.verified) == ("alice", False)
 
 
+def test_an_account_of_ones_own_is_the_owner() -> None:
+    """The ad belongs to the job's user: where the kernel's account says who it is, that holds."""
+    job, _ = identify(RunRequest(job_ad=AD), OWN_ACCOUNT)
+    assert (job.owner, job.verified) == ("alice", True)
+
+
+def test_options_do_not_replace_the_batch_systems_words() -> None:
+    """`lark-run --job-id X` inside a batch job changes nothing."""
+    options = {"job-id": "mine", "group": "vip"}
+    job, _ = identify(RunRequest(job_ad=AD, options=options), STARTER)
+    assert job.job_id == "submit.example.org#12.0#1700000000"
+    assert job.accounting_group == "group_atlas"
+    job, _ = identify(RunRequest(job_ad=AD, options=options), PERSON)
+    assert (job.job_id, job.accounting_group) == ("mine", "vip")
+
+
 def test_an_ad_without_attributes_still_names_a_job() -> None:
     """The slot, or at last the process, stands in for the missing id."""
     request = RunRequest(job_ad=b"A = 1\n", environment={"_CONDOR_SLOT": "slot1_3"})
     job, _ = identify(request, STARTER)
-    assert (job.job_id, job.owner) == ("slot:slot1_3", "alice")
+    assert (job.job_id, job.owner) == ("slot:slot1_3", "slot1_3")
     job, _ = identify(RunRequest(job_ad=b""), STARTER)
     assert job.job_id == "pid-4711"
     job, _ = identify(RunRequest(job_ad=b"ClusterId = 3\nProcId = 1\n"), STARTER)

@@ -79,6 +79,20 @@ def test_the_peer_is_who_connected() -> None:
     with here, there:
         peer = process.peer(here)
         assert (peer.pid, peer.uid, peer.gid) == (os.getpid(), os.getuid(), os.getgid())
-        pidfd = process.open_peer(here, peer.pid)
+        pidfd = process.open_peer(here, peer)
         assert process.alive(pidfd)
         os.close(pidfd)
+
+
+def test_an_old_kernel_does_not_hand_out_another_users_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where only the number is known, a process of another user behind it is not the peer."""
+    monkeypatch.setattr(process, "SO_PEERPIDFD", 9999)  # ENOPROTOOPT, as before Linux 6.5
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, there:
+        peer = process.peer(here)
+        os.close(process.open_peer(here, peer))
+        stranger = process.Peer(os.getpid(), peer.uid + 1, peer.gid)
+        with pytest.raises(KernelError, match="gone"):
+            process.open_peer(here, stranger)

@@ -1,0 +1,65 @@
+"""What others change on the worker while the agent runs, and what follows from it.
+
+Uplink and resolver are looked at once in every sampling pass: sandboxes take over a new MTU,
+running jobs see a new resolv.conf. The firewall is watched by events, because a site that reloads
+its own ruleset (`nft flush ruleset`) removes ours with it, and from then on jobs' packets would
+leave with private addresses: the kernel tells of every change, and a missing table is written again
+at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import structlog
+
+from lark_agent.linux import nftables
+
+if TYPE_CHECKING:
+    from lark_agent.agent.tasks import OwnThread, Tasks
+    from lark_agent.sandbox.nat import NatDriver
+
+_DEBOUNCE_SECONDS = 0.05
+log = structlog.get_logger(__name__)
+
+
+class Follower:
+    """Follows one worker."""
+
+    def __init__(self, nat: NatDriver, kernel_thread: OwnThread, tasks: Tasks) -> None:
+        self._nat = nat
+        self._in_kernel = kernel_thread
+        self._tasks = tasks
+
+    async def look(self) -> None:
+        """Follow uplink and resolver; raises LarkError if the uplink is gone."""
+
+        def follow() -> bool:
+            self._nat.follow_resolver()
+            return self._nat.follow_uplink()
+
+        if await self._in_kernel(follow):
+            uplink = self._nat.uplink
+            log.info("uplink changed", interface=uplink.interface, mtu=uplink.mtu)
+
+    async def guard_firewall(self) -> None:
+        """Restore the firewall whenever somebody removes it; a background task."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        with nftables.watch() as events:
+            loop.add_reader(events, changed.set)
+            try:
+                while True:
+                    if await self._in_kernel(self._nat.restore_firewall):
+                        self._tasks.errors["firewall"] += 1
+                        log.error("the nftables table lark was removed; it is written again")
+                    await changed.wait()
+                    await asyncio.sleep(_DEBOUNCE_SECONDS)
+                    changed.clear()
+                    with contextlib.suppress(OSError):  # empty, or events were lost: look anyway
+                        while True:
+                            events.recv(1 << 16)
+            finally:
+                loop.remove_reader(events)

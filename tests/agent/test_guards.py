@@ -1,0 +1,142 @@
+"""What others do to the agent and to the worker beside it, and what holds all the same."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.agent.worker import QUICK, python, until
+from tests.lab.capture import Capture, flows
+from tests.lab.topology import CAMPUS
+from tests.lab.world import Lab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.lab.process import Process
+
+pytestmark = pytest.mark.root
+
+# A TCP socket whose last close waits an hour for a peer that never reads, sent as a descriptor.
+LINGERER = """
+import socket, struct, sys, time
+listener = socket.create_server(("127.0.0.1", 0))
+stuck = socket.create_connection(listener.getsockname())
+peer, _ = listener.accept()
+stuck.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+stuck.setblocking(False)
+try:
+    while True:
+        stuck.send(bytes(1 << 16))
+except BlockingIOError:
+    pass
+gate = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+gate.connect("/run/lark/run.sock")
+request = struct.pack("<4sHH", b"LARK", 1, 0)
+for message in {"one": [request], "empty": [b""], "queued": [request] * 3}[sys.argv[1]]:
+    socket.send_fds(gate, [message], [stuck.fileno()] * 10)
+stuck.close()
+gate.close()
+print("sent", flush=True)
+time.sleep(60)
+"""
+STREAM = """
+import socket, time
+for number in range(300):
+    try:
+        with socket.create_connection(("198.51.100.10", 7), 1) as sock:
+            sock.sendall(b"x")
+            sock.recv(1)
+    except OSError:
+        pass
+    time.sleep(0.02)
+"""
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[tuple[Lab, Process]]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it makes namespaces")
+    with Lab() as lab:
+        yield lab, lab.agent(QUICK.replace("slots = 4", "slots = 4\nper_user = 2"))
+
+
+@pytest.mark.parametrize("how", ["one", "empty", "queued"])
+def test_a_descriptor_whose_close_blocks_blocks_nobody(
+    worker: tuple[Lab, Process], how: str
+) -> None:
+    """A stuck socket sent to the gate costs a thread of the agent, and other users nothing."""
+    lab, _ = worker
+    attacker = lab.start(python(LINGERER, how), user="alice")
+    until(lambda: "sent" in attacker.stdout, "the descriptors are sent")
+    done = lab.job(["true"], user="bob")
+    assert done.status == 0, done.stderr
+    assert done.seconds < 3
+    attacker.signal(9)
+
+
+def test_one_user_cannot_take_every_sandbox(worker: tuple[Lab, Process]) -> None:
+    """Outside the batch system a user gets so many and a reason; the batch system's jobs go on."""
+    lab, _ = worker
+    wrapped = ["/run/lark-bin/lark-run", "sleep", "60"]
+    holders = [lab.start(wrapped, user="alice") for _ in range(2)]
+    until(lambda: len(held(lab, "alice")) == 2, "two jobs of alice")
+    refused = lab.run(wrapped, user="alice", check=False)
+    assert refused.returncode == 125
+    assert "you have 2 jobs with a network already" in refused.stderr
+    assert lab.job(["true"], user="alice").status == 0
+    for holder in holders:
+        holder.signal(9)
+
+
+def held(lab: Lab, user: str) -> list[str]:
+    """Return the pids of sleeping jobs of a user."""
+    found = lab.run(["pgrep", "-u", user, "-x", "sleep"], check=False).stdout
+    return found.split()
+
+
+def test_a_flushed_firewall_comes_back(worker: tuple[Lab, Process], tmp_path: Path) -> None:
+    """`nft flush ruleset` by the site does not let jobs out with private addresses for long."""
+    lab, agent = worker
+    job = lab.start_job(["/usr/bin/python3", "-I", "-c", STREAM], user="bob")
+    lab.run(["nft", "flush", "ruleset"])
+    until(lambda: "the nftables table lark was removed" in agent.stderr, "a word in the log")
+    tables = lab.run(["nft", "list", "tables"]).stdout
+    assert "table inet lark" in tables
+    with Capture(CAMPUS.interface, tmp_path / "campus.pcap", lab.netns("campus")) as capture:
+        assert lab.job(["curl", "-sSf", "http://198.51.100.10/bytes/9"], user="bob").status == 0
+    assert not [packet for packet in flows(capture.path) if packet.src.startswith("100.98.")]
+    job.kill(9)
+    job.result()
+
+
+def test_the_worker_does_not_become_its_neighbours_router(worker: tuple[Lab, Process]) -> None:
+    """Forwarding is on for the jobs only, where it was off before."""
+    lab, _ = worker
+    assert lab.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout.strip() == "1"
+    lab.run(["ip", "netns", "add", "behind"])
+    for command in (
+        "link add inner type veth peer name eth0 netns behind", "link set inner up",
+        "address add 10.77.0.1/24 dev inner", "-n behind link set eth0 up",
+        "-n behind address add 10.77.0.2/24 dev eth0", "-n behind route add default via 10.77.0.1",
+    ):  # fmt: skip
+        lab.run(["ip", *command.split()])
+    assert lab.run(["ping", "-c1", "-W2", "10.77.0.2"], check=False).returncode == 0
+    lab.run(["ip", "route", "add", "10.77.0.0/24", "via", "192.0.2.10"], host="router")
+    ping = ["ping", "-c2", "-W1", "10.77.0.2"]
+    assert lab.run(ping, host="router", check=False).returncode == 1
+    # the other way round is the site's business, as it was
+    lab.run(["ip", "netns", "exec", "behind", "ping", "-c1", "-W2", "192.0.2.1"])
+
+
+def test_forwarding_is_taken_back_at_the_end(lab: Lab) -> None:
+    """An agent that stops without jobs leaves forwarding as it found it."""
+    before = lab.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout
+    agent = lab.agent(QUICK)
+    assert lab.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout == "1\n"
+    agent.terminate()
+    assert agent.wait(20) == 0
+    assert lab.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout == before == "0\n"
