@@ -3,8 +3,8 @@
 `begin` makes the plan hold in the kernel and the attachment known to the journal before the job may
 start. From then on the job's pidfd is watched. When it fires:
 
-1. *drain*: what the job had written before it ended may still be on its way, and connections still
-   close; that is waited for (ownerless TCP connections, for `drain_seconds` at most);
+1. *drain*: what is still under way is let through, for `drain_seconds` at most
+   (`lark_agent.agent.drain`);
 2. *settle*: the plan is switched off in the kernel, and one grace period later no program that saw
    it switched on is still running, so the counters can never change again;
 3. the counters are read a last time, the final record is made durable, and only then is the sandbox
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -28,9 +27,10 @@ import structlog
 
 from lark_agent.accounting.journal import Process
 from lark_agent.accounting.sampler import read, sample
+from lark_agent.agent.drain import drain
 from lark_agent.datapath import SlotPlan
 from lark_agent.errors import LarkError, StoreError, Unavailable
-from lark_agent.linux import namespaces, process, sockets
+from lark_agent.linux import process
 from lark_agent.model import Connectivity, ExitReason, Record, new_attachment_id
 from lark_agent.sandbox import addressing
 
@@ -40,11 +40,10 @@ if TYPE_CHECKING:
     from lark_agent.accounting.journal import Journal
     from lark_agent.agent.tasks import OwnThread, Tasks
     from lark_agent.datapath import Datapath
-    from lark_agent.model import Job, NetworkPlan, Usage
+    from lark_agent.model import Count, Job, NetworkPlan, Usage
     from lark_agent.sandbox.connectivity import Sandbox
     from lark_agent.sandbox.pool import Pool
 
-_DRAIN_POLL_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)
 _REAP_SECONDS = 0.5
 _RETRY_SECONDS = 1.0
 log = structlog.get_logger(__name__)
@@ -101,6 +100,11 @@ class Attachments:
 
     def __len__(self) -> int:
         return len(self._living)
+
+    def held_by(self, uid: int) -> int:
+        """Count the jobs of a user that no batch system started."""
+        jobs = (attachment.record.job for attachment in self._living.values())
+        return sum(job.uid == uid and not job.verified for job in jobs)
 
     async def begin(
         self, job: Job, plan: NetworkPlan, sandbox: Sandbox, pidfd: int, pid: int
@@ -164,7 +168,7 @@ class Attachments:
         status = None
         if attachment.pidfd >= 0:
             status = process.wait_status(attachment.pidfd, attachment.process.pid)
-        await self._drain(attachment)
+        await self._drain(attachment, status)
         if attachment.pidfd >= 0 and status is None:
             status = await self._wait_status(attachment)
         with suppress(TimeoutError):
@@ -179,26 +183,16 @@ class Attachments:
         self._ended.append(attachment)
         self._settle_wanted.set()
 
-    async def _drain(self, attachment: Attachment) -> None:
-        if attachment.sandbox.connectivity == Connectivity.NONE:
+    async def _drain(self, attachment: Attachment, status: int | None) -> None:
+        if not _is_counted(attachment):
             return
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._drain_seconds
-        name, polls = attachment.sandbox.name, iter(_DRAIN_POLL_SECONDS)
-        pause = 0.0
-        while loop.time() < deadline:
-            try:
-                left = await asyncio.to_thread(namespaces.run_inside, name, sockets.undelivered)
-            except (LarkError, OSError) as error:
-                log.warning(
-                    "cannot see what is undelivered", slot=attachment.sandbox.slot, error=str(error)
-                )
-                return
-            if left == 0:
-                return
-            pause = next(polls, pause)
-            await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
-        log.info("cut undelivered connections", attachment=attachment.record.attachment_id)
+        slot = attachment.sandbox.slot
+
+        async def moved() -> tuple[Count, Count]:
+            usage = (await self._in_kernel(lambda: read(self._datapath, [slot])))[slot]
+            return usage.sent, usage.received
+
+        await drain(attachment.sandbox, moved, self._drain_seconds, orderly=status == 0)
 
     async def _wait_status(self, attachment: Attachment) -> int | None:
         """Ask again until the parent has waited for the job: from then on newer kernels tell."""
@@ -298,5 +292,5 @@ def _exit(status: int | None, not_started: int | None) -> tuple[ExitReason, int]
     if status is None:
         return ExitReason.ENDED, 0
     if os.WIFSIGNALED(status):
-        return ExitReason.SIGNALED, int(signal.Signals(os.WTERMSIG(status)))
+        return ExitReason.SIGNALED, os.WTERMSIG(status)
     return ExitReason.EXITED, os.WEXITSTATUS(status)

@@ -1,33 +1,105 @@
-"""Which TCP connections of a network namespace still have something to deliver.
+"""The sockets that a network namespace has left after its job: seen, aborted, silenced.
 
 After a process ends, the kernel goes on sending what it had written and exchanges the closing
-handshake: such sockets have no owner any more (inode 0). Sockets that belong to living processes,
-listeners, and connections that only wait out their TIME_WAIT do not count. Source: inet_diag,
-include/uapi/linux/inet_diag.h.
+handshake: such connections have no owner any more (inode 0) and are *undelivered*. Connections that
+only wait out their TIME_WAIT do not count.
+
+Sockets with an owner belong to processes that outlive the job or are just being killed. They are
+aborted with SOCK_DESTROY, by id and cookie: TCP tells its peer with an RST, unaccepted connections
+go with their listener, a UDP socket is disconnected. The owner gets ECONNABORTED and may open
+others; `silence` puts a blackhole before the routing tables, which ends all sending and leaves
+receiving as it is. Source: include/uapi/linux/{inet_diag,sock_diag,fib_rules}.h.
+
+A kernel without CONFIG_INET_DIAG_DESTROY, CONFIG_INET_UDP_DIAG or policy routing refuses its part;
+the rest is done.
 """
 
 from __future__ import annotations
 
 import socket
 import struct
+from contextlib import suppress
+from typing import NamedTuple
 
-from lark_agent.linux.netlink import Netlink
+from lark_agent.errors import KernelError
+from lark_agent.linux.netlink import Netlink, attribute
 
-_SOCK_DIAG, _DIAG_BY_FAMILY = 4, 20
+_ROUTE, _SOCK_DIAG = 0, 4
+_DIAG_BY_FAMILY, _DESTROY, _NEW_RULE = 20, 21, 32
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 # FIN_WAIT1, FIN_WAIT2, CLOSE_WAIT, LAST_ACK, CLOSING and ESTABLISHED: states in which an orphan
 # still expects segments (net/tcp_states.h)
-_STATES = sum(1 << state for state in (1, 4, 5, 8, 9, 11))
+_EXPECTING = sum(1 << state for state in (1, 4, 5, 8, 9, 11))
+_OPENING = 1 << 2 | 1 << 10  # SYN_SENT and LISTEN, which only an owner has
+_ANY_STATE = 0xFFF
 _REQUEST = struct.Struct("=BBBBI48s")  # family, protocol, extensions, pad, states, socket id
-_INODE_OFFSET = 68  # struct inet_diag_msg: idiag_inode is its last member
+# struct inet_diag_msg: family, state, two timers; socket id with cookie; …; inode as last member
+_ID, _INODE_OFFSET = slice(4, 52), 68
+_RULE = struct.Struct("=BBBBBxxBI")  # struct fib_rule_hdr
+_BLACKHOLE, _PRIORITY = 6, 6  # FR_ACT_BLACKHOLE, FRA_PRIORITY
+
+
+class Remains(NamedTuple):
+    """What `abort` found."""
+
+    undelivered: int
+    """TCP connections without an owner."""
+    owned: int
+    """Sockets of processes, before they were aborted."""
 
 
 def undelivered() -> int:
     """Count the ownerless TCP connections of the calling thread's network namespace."""
-    count = 0
     with Netlink(_SOCK_DIAG) as netlink:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, _STATES, b"")
-            for message in netlink.dump(_DIAG_BY_FAMILY, request, "listing TCP sockets"):
-                (inode,) = struct.unpack_from("=I", message, _INODE_OFFSET)
-                count += inode == 0
-    return count
+        return sum(inode == 0 for _, _, inode in _tcp(netlink, _EXPECTING))
+
+
+def abort() -> Remains:
+    """Abort the TCP and UDP sockets that processes have in the calling thread's network namespace.
+
+    Ownerless connections are left to deliver. Privilege: CAP_NET_ADMIN in the namespace. Raises
+    KernelError if TCP sockets cannot be listed.
+    """
+    with Netlink(_SOCK_DIAG) as netlink:
+        connections = _tcp(netlink, _EXPECTING | _OPENING)
+        owned = [(family, socket.IPPROTO_TCP, name) for family, name, inode in connections if inode]
+        count = len(connections) - len(owned)
+        with suppress(KernelError):  # no CONFIG_INET_UDP_DIAG
+            owned += [
+                (family, socket.IPPROTO_UDP, name)
+                for family, name, inode in _list(netlink, socket.IPPROTO_UDP, _ANY_STATE)
+                if inode
+            ]
+        for family, protocol, name in owned:
+            request = _REQUEST.pack(family, protocol, 0, 0, _ANY_STATE, name)
+            with suppress(KernelError):  # closed meanwhile, or no CONFIG_INET_DIAG_DESTROY
+                netlink.call(_DESTROY, request, "aborting a socket")
+    return Remains(count, len(owned))
+
+
+def silence() -> None:
+    """Let nothing be routed out of the calling thread's network namespace any more.
+
+    Packets for the namespace's own addresses still arrive. Privilege: CAP_NET_ADMIN in it.
+    """
+    with Netlink(_ROUTE) as netlink:
+        for family in _FAMILIES:
+            rule = _RULE.pack(family, 0, 0, 0, 0, _BLACKHOLE, 0)
+            first = attribute(_PRIORITY, struct.pack("=I", 1))  # only the table `local` is before
+            with suppress(KernelError):  # no CONFIG_IP(V6)_MULTIPLE_TABLES, or no IPv6
+                netlink.call(_NEW_RULE, rule + first, "adding a blackhole rule")
+
+
+def _tcp(netlink: Netlink, states: int) -> list[tuple[int, bytes, int]]:
+    return _list(netlink, socket.IPPROTO_TCP, states)
+
+
+def _list(netlink: Netlink, protocol: int, states: int) -> list[tuple[int, bytes, int]]:
+    """Return family, id and inode of the sockets of a protocol in any of `states`."""
+    found: list[tuple[int, bytes, int]] = []
+    for family in _FAMILIES:
+        request = _REQUEST.pack(family, protocol, 0, 0, states, b"")
+        for message in netlink.dump(_DIAG_BY_FAMILY, request, "listing sockets"):
+            (inode,) = struct.unpack_from("=I", message, _INODE_OFFSET)
+            found.append((family, message[_ID], inode))
+    return found

@@ -1,13 +1,20 @@
-"""What a job had handed to the kernel when it ended still arrives, within limits."""
+"""What is under way when a job ends still arrives and is counted; what outlives it is cut off.
+
+The campus sends at `RATE`: what it answers stands in a queue for some 20 ms before it is on the
+wire, so that something is under way whenever a job is killed.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lark_agent.agent.drain import QUIET_SECONDS
+from tests.agent.test_exactness import Far
 from tests.agent.worker import QUICK, final, python, until
 from tests.lab.topology import CAMPUS
 from tests.lab.world import Lab
@@ -53,10 +60,68 @@ os._exit(0)
 """
 
 
+RATE = "20mbit"
+URL = f"http://{CAMPUS.ipv4}"
+DOWN = f"curl -sSf -o /dev/null {URL}/bytes/400000000"
+LENGTH = "-H Content-Length:400000000 -H Transfer-Encoding: -H Expect:"
+UP = f"curl -sSf -T - {LENGTH} {URL}/up < /dev/zero"
+# asks the echo service again and again, with 50 datagrams under way
+ASK = f"""
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect(("{CAMPUS.ipv4}", 7))
+for _ in range(50):
+    sock.send(bytes(1000))
+while True:
+    try:
+        sock.send(sock.recv(2000))
+    except ConnectionError:
+        sock.connect(("{CAMPUS.ipv4}", 7))
+"""
+KILLED = {
+    "download-killed-with-its-parent": f"{DOWN} & sleep 0.4; kill -9 $! $$",
+    "upload-killed-with-its-parent": f"{UP} & sleep 0.4; kill -9 $! $$",
+    "parent-killed-child-lives": f"{DOWN} & sleep 0.4; kill -9 $$",
+    "child-in-a-session-of-its-own": f"setsid {DOWN} & sleep 0.4",
+    "child-uploads-in-a-session-of-its-own": f"setsid sh -c '{UP}' & sleep 0.4",
+    "failed-in-the-midst-of-a-download": f"timeout -s KILL 0.4 {DOWN}",
+    "UDP-killed": f"exec python3 -c '{ASK}' & sleep 0.4; kill -9 $! $$",
+    "UDP-child-lives": f"setsid python3 -c '{ASK}' & sleep 0.4",
+}
+# reads from the echo service until that fails, then tries to reach it anew
+SURVIVOR = f"""
+import json, os, pathlib, socket, sys, time
+there = pathlib.Path(sys.argv[1])
+tcp = socket.create_connection(("{CAMPUS.ipv4}", 7))
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.connect(("{CAMPUS.ipv4}", 7))
+if os.fork():
+    raise SystemExit(0)
+os.setsid()
+def failure(what):
+    try:
+        what()
+    except OSError as error:
+        return type(error).__name__
+lost = [failure(lambda: sock.recv(1)) for sock in (tcp, udp)]
+lost_ns = time.time_ns()
+time.sleep(0.05)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+again = [
+    failure(lambda: socket.create_connection(("{CAMPUS.ipv4}", 7), 3)),
+    failure(lambda: udp.sendto(b"x", ("{CAMPUS.ipv4}", 7)) and udp.settimeout(3) or udp.recv(1)),
+]
+(there / "new").write_text(json.dumps({{"lost": lost, "lost_ns": lost_ns, "again": again}}))
+(there / "new").rename(there / "told")
+"""
+
+
 @pytest.fixture(scope="module")
 def world() -> Iterator[Lab]:
     with Lab() as made:
         made.agent(QUICK)
+        slow = ["tbf", "rate", RATE, "burst", "16k", "limit", "10m"]
+        made.run(["tc", "qdisc", "add", "dev", CAMPUS.interface, "root", *slow], host="campus")
         yield made
 
 
@@ -93,9 +158,45 @@ def test_a_peer_that_never_closes_costs_no_more_than_the_limit(world: Lab) -> No
     sink.wait()
 
 
-def test_a_job_that_closes_in_order_is_final_at_once(world: Lab, tmp_path: Path) -> None:
+def test_a_job_that_closes_in_order_is_final_at_once(world: Lab) -> None:
     """Nobody waits where nothing is undelivered: the drain is not a fixed delay."""
-    job = world.start_job(["curl", "-sSf", "-o", "/dev/null", f"http://{CAMPUS.ipv4}/bytes/9"])
+    waits = []
+    for _ in range(4):
+        job = world.start_job(["sh", "-c", f"curl -sSf {URL}/bytes/9 && sleep 0.2"])
+        assert job.result().status == 0
+        record = final(world, job.job_id)
+        assert record.usage.received.bytes > 0
+        waits.append((record.sampled_ns - record.ended_ns) / 1e9)
+    assert min(waits) < QUIET_SECONDS, waits
+
+
+@pytest.mark.parametrize("script", KILLED.values(), ids=KILLED)
+def test_a_killed_job_is_counted_to_the_byte(world: Lab, tmp_path: Path, script: str) -> None:
+    """What was under way when the job was killed is in its record: difference 0, and no waiting."""
+    with Far(world, tmp_path) as far:
+        job = world.start_job(["bash", "-c", script])
+        job.result()
+        record = final(world, job.job_id)
+        time.sleep(0.3)  # what the record has missed shall be captured
+    sent, received = far.sums()
+    assert world.lost() == 0, "the laboratory's own links lost packets"
+    assert (record.usage.sent.packets, record.usage.sent.bytes) == tuple(sent.values())
+    assert (record.usage.received.packets, record.usage.received.bytes) == tuple(received.values())
+    assert sum((sent["bytes"], received["bytes"])) > 100_000
+    assert (record.sampled_ns - record.ended_ns) / 1e9 < 2, "that was drain_seconds"
+
+
+def test_a_survivor_loses_its_connections_at_once(world: Lab) -> None:
+    """A process that outlives its job is disconnected before the final record and stays so."""
+    inside = "/run/lab/home/alice/survivor"
+    there = world.path(inside)
+    there.mkdir()
+    there.chmod(0o777)
+    job = world.start_job(python(SURVIVOR, inside))
     assert job.result().status == 0
     record = final(world, job.job_id)
-    assert (record.sampled_ns - record.ended_ns) / 1e9 < 2.5
+    until((there / "told").exists, "a survivor that notices")
+    told = json.loads((there / "told").read_text())
+    assert told["lost"] == ["ConnectionAbortedError"] * 2
+    assert record.ended_ns <= told["lost_ns"] <= record.sampled_ns
+    assert None not in told["again"]

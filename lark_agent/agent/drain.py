@@ -1,0 +1,82 @@
+"""The time between a job's end and its last reading: everything under way is let through.
+
+What the job had written before it ended may still be on its way, and connections still close. That
+is waited for, and *undelivered* are the TCP connections that have no owner.
+
+Sockets that have an owner belong to processes that outlive the job's main process, or are being
+killed with it and have not got round to closing. If the plan were cut over them, their RST and
+whatever their peers have under way would be on the wire but not in the record. So they are aborted
+while the plan still holds, again at every look, for a process may open another until it is gone.
+
+Then, if the end was anything but orderly (a process was left, the job failed or was killed, packets
+arrived without a connection), the peers have not said that they are finished: the sandbox is
+silenced, so that survivors cannot go on, and the counters are watched until nothing has moved for
+`QUIET_SECONDS`. A job that closes what it opened and succeeds pays for none of this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from lark_agent.errors import LarkError
+from lark_agent.linux import namespaces, sockets
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from lark_agent.model import Count
+    from lark_agent.sandbox.connectivity import Sandbox
+
+    Moved = tuple[Count, Count]
+
+QUIET_SECONDS = 0.1
+_QUIET_POLL_SECONDS = 0.02
+_LOOK_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)
+log = structlog.get_logger(__name__)
+
+
+async def drain(
+    sandbox: Sandbox, moved: Callable[[], Awaitable[Moved]], limit_seconds: float, *, orderly: bool
+) -> None:
+    """Wait until nothing of an ended job is under way, for `limit_seconds` at most.
+
+    `moved` reads what the slot has sent and received so far; `orderly` says that the job
+    succeeded. Never fails: what cannot be seen is logged and not waited for.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + limit_seconds
+    if limit_seconds <= 0:
+        return
+    try:
+        before = await moved()
+        first = remains = await asyncio.to_thread(
+            namespaces.run_inside, sandbox.name, sockets.abort
+        )
+        pauses, pause, left_over = iter(_LOOK_PAUSES), 0.0, remains.owned
+        while remains.undelivered:
+            if loop.time() >= deadline:
+                log.info("cut undelivered connections", slot=sandbox.slot)
+                return
+            pause = next(pauses, pause)
+            await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
+            remains = await asyncio.to_thread(namespaces.run_inside, sandbox.name, sockets.abort)
+            left_over += remains.owned
+        if orderly and not left_over and (first.undelivered or await moved() == before):
+            return
+        await asyncio.to_thread(namespaces.run_inside, sandbox.name, sockets.silence)
+        await _quiet(moved, deadline)
+    except (LarkError, OSError) as error:
+        log.warning("cannot see what is under way", slot=sandbox.slot, error=str(error))
+
+
+async def _quiet(moved: Callable[[], Awaitable[Moved]], deadline: float) -> None:
+    """Wait until `QUIET_SECONDS` have passed without a packet, or until the deadline."""
+    loop = asyncio.get_running_loop()
+    last, since = await moved(), loop.time()
+    while loop.time() - since < QUIET_SECONDS and loop.time() < deadline:
+        await asyncio.sleep(_QUIET_POLL_SECONDS)
+        if (now := await moved()) != last:
+            last, since = now, loop.time()
