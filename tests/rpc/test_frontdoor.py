@@ -7,8 +7,10 @@ import contextlib
 import os
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lark_agent.errors import ConfigurationError, PrerequisiteError
+from lark_agent.linux import descriptors
 from lark_agent.rpc.frontdoor import Caller, FrontDoor, UnknownCallerError
 
 if TYPE_CHECKING:
@@ -221,6 +224,124 @@ def test_root_is_answered_when_the_house_is_full(path: Path) -> None:
             for crowding in crowds:
                 crowding.terminate()
                 await crowding.wait()
+
+    asyncio.run(talk())
+
+
+LINGERER = """
+import ctypes, os, select, socket, struct, subprocess, sys
+path, kind = sys.argv[1:]
+assert not ctypes.CDLL(None).unshare(0x40000000)  # a network of its own
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+os.setgroups([]); os.setuid(1001)
+listener, near = socket.socket(), socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+listener.bind(("127.0.0.1", 0)); listener.listen()
+near.connect(listener.getsockname())
+far, _ = listener.accept()
+near.setblocking(False)
+try:
+    while True: near.send(bytes(65536))
+except BlockingIOError: pass
+near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+door = socket.socket(socket.AF_UNIX)
+door.connect(path)
+try:
+    if kind == "bytes before": door.sendall(b"PRI * HTTP/2.0")
+    data = {"no bytes": b"", "many bytes": bytes(50000)}.get(kind, b"!")
+    socket.send_fds(door, [data], [near.fileno()], socket.MSG_OOB if kind == "urgent" else 0)
+    if kind == "urgent": door.sendall(b"after")
+    if kind == "gone": door.close()
+    answer = "sent"
+except PermissionError:
+    answer = "refused"
+except BaseException as error:
+    answer = repr(error)
+if answer == "sent" and kind != "no bytes":  # else the only copy is ours
+    os.close(near.detach())
+print(answer, flush=True)
+select.select([sys.stdin], [], [], 8)
+os._exit(0)  # an orderly end would close the sockets one by one, and linger
+"""
+
+
+def attack(path: Path, kind: str) -> subprocess.Popen[str]:
+    """Start a process that sends a descriptor whose close blocks, and holds it up for 8 s."""
+    return subprocess.Popen(
+        [sys.executable, "-c", LINGERER, str(path), kind],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def seconds_to_an_answer(path: Path) -> float:
+    start = time.monotonic()
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(20)
+        caller.connect(str(path))
+        assert caller.recv(9)
+    return time.monotonic() - start
+
+
+@needs_root
+@pytest.mark.parametrize("per_user", [5, 0], ids=["read", "unread"])
+@pytest.mark.parametrize("passrights", [descriptors.SO_PASSRIGHTS, 9999], ids=["6.16", "before"])
+@pytest.mark.parametrize(
+    "kind", ["a byte", "many bytes", "no bytes", "bytes before", "urgent", "gone"]
+)
+def test_a_descriptor_whose_close_blocks_delays_nobody(
+    path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, passrights: int, per_user: int
+) -> None:
+    """A user who sends a lingering socket, read by the door or not, keeps no other waiting.
+
+    Such a user's place is free again soon, for the close did not block after all.
+    """
+    monkeypatch.setattr(descriptors, "SO_PASSRIGHTS", passrights)
+    # without a byte there is no message, so nothing to refuse
+    can_refuse = kind != "no bytes" and passrights != 9999 and passrights_known()
+
+    async def talk() -> None:
+        async with door(path, most_per_user=per_user) as witness:
+            with attack(path, kind) as attacker:
+                assert attacker.stdout is not None
+                # the loop stands still meanwhile: all is in the queue before the door looks
+                went = attacker.stdout.readline().strip()
+                assert await asyncio.to_thread(seconds_to_an_answer, path) < 2
+                assert went == ("refused" if can_refuse else "sent")
+            async with asyncio.timeout(5):
+                while witness.door._open_by_uid[1001]:  # noqa: ASYNC110  nobody tells
+                    await asyncio.sleep(0.05)
+
+    asyncio.run(talk())
+
+
+def passrights_known() -> bool:
+    """Tell whether this kernel lets a receiver refuse descriptors."""
+    with socket.socket(socket.AF_UNIX) as any_socket, contextlib.suppress(OSError):
+        any_socket.setsockopt(socket.SOL_SOCKET, descriptors.SO_PASSRIGHTS, 0)
+        return True
+    return False
+
+
+@needs_root
+def test_a_place_is_taken_until_the_close_is_done(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a close does block, its user can keep no more of them than connections."""
+    monkeypatch.setattr(descriptors, "SO_PASSRIGHTS", 9999)
+    monkeypatch.setattr(descriptors, "_keep_only", lambda _: None)  # as without unshare(2)
+
+    async def talk() -> None:
+        async with door(path, most_per_user=1):
+            with attack(path, "gone") as attacker:
+                assert attacker.stdout is not None
+                assert attacker.stdout.readline() == "sent\n"
+                await asyncio.sleep(0.3)
+                assert not await greeted(path, 1001)
+                assert await greeted(path, 1002)
+            # its end resets the connection, and that ends the wait
+            async with asyncio.timeout(5):
+                while not await greeted(path, 1001):
+                    pass
 
     asyncio.run(talk())
 
