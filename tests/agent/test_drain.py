@@ -6,6 +6,7 @@ wire, so that something is under way whenever a job is killed.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import time
@@ -13,7 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lark_agent.agent.drain import QUIET_SECONDS
+from lark_agent.agent.drain import QUIET_SECONDS, drain
+from lark_agent.linux import namespaces
+from lark_agent.model import Connectivity, Count
+from lark_agent.sandbox.connectivity import Sandbox
 from tests.agent.test_exactness import Far
 from tests.agent.worker import QUICK, final, python, until
 from tests.lab.topology import CAMPUS
@@ -84,7 +88,7 @@ KILLED = {
     "parent-killed-child-lives": f"{DOWN} & sleep 0.4; kill -9 $$",
     "child-in-a-session-of-its-own": f"setsid {DOWN} & sleep 0.4",
     "child-uploads-in-a-session-of-its-own": f"setsid sh -c '{UP}' & sleep 0.4",
-    "failed-in-the-midst-of-a-download": f"timeout -s KILL 0.4 {DOWN}",
+    "download-killed-and-failed": f"{DOWN} & sleep 0.4; kill -9 $!; exit 1",
     "UDP-killed": f"exec python3 -c '{ASK}' & sleep 0.4; kill -9 $! $$",
     "UDP-child-lives": f"setsid python3 -c '{ASK}' & sleep 0.4",
 }
@@ -200,3 +204,32 @@ def test_a_survivor_loses_its_connections_at_once(world: Lab) -> None:
     assert told["lost"] == ["ConnectionAbortedError"] * 2
     assert record.ended_ns <= told["lost_ns"] <= record.sampled_ns
     assert None not in told["again"]
+
+
+@pytest.mark.parametrize(
+    ("readings", "orderly", "least", "most"),
+    [
+        ([5, 5], True, 0.0, 0.05),
+        ([5, 5], False, 0.1, 0.2),
+        ([5, 6, 6], True, 0.1, 0.2),
+        ([5, 6, 6, 7, 8, 8], True, 0.13, 0.4),
+        (list(range(1000)), True, 0.45, 0.8),
+    ],
+    ids=["quiet", "failed", "packets-arrive", "more-packets-arrive", "packets-for-ever"],
+)
+def test_counters_that_move_are_waited_for(
+    fresh_host: Path, readings: list[int], orderly: bool, least: float, most: float
+) -> None:
+    """Packets that still arrive without a connection are waited for, within the limit."""
+    sandbox = Sandbox(3, Connectivity.NAT)
+    namespaces.create(sandbox.name, lambda: None)
+    left = iter(readings)
+
+    async def moved() -> tuple[Count, Count]:
+        number = next(left, readings[-1])
+        return Count(1, 1), Count(number, number)
+
+    start = time.monotonic()
+    asyncio.run(drain(sandbox, moved, 0.5, orderly=orderly))
+    assert least <= time.monotonic() - start < most
+    namespaces.delete(sandbox.name)
