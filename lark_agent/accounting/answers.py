@@ -10,7 +10,7 @@ import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lark_agent.accounting.journal import decode
+from lark_agent.accounting.journal import CACHE_KIB, decode
 from lark_agent.accounting.questions import (
     HOUR_NS,
     GroupBy,
@@ -46,6 +46,7 @@ class Answers:
         self._path = journal
         with self._reading():
             self._db = sqlite3.connect(f"file:{journal}?mode=ro", uri=True, check_same_thread=False)
+            self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
 
     def close(self) -> None:
         """Close the connection."""

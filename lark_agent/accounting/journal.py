@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lark_agent.model import Count
 
 SCHEMA_VERSION = 1
+CACHE_KIB = 256
+"""SQLite keeps 2 MB a connection unless told otherwise; the page cache of the kernel does."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attachments (
@@ -98,6 +100,7 @@ class Journal:
             path.chmod(0o600)
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA_VERSION:
                 raise StoreError(

@@ -165,6 +165,20 @@ class Attachments:
 
     async def _end(self, attachment: Attachment, reason: ExitReason | None) -> None:
         ended_ns = self._clock_ns()
+        how = reason or ExitReason.ENDED, 0
+        try:
+            status = await self._last_words(attachment)
+            if reason is None:
+                how = _exit(status, attachment.not_started)
+        finally:  # whatever went wrong: the plan must end, and the sandbox must come back
+            attachment.record = replace(
+                attachment.record, ended_ns=ended_ns, exit_reason=how[0], exit_status=how[1]
+            )
+            self._ended.append(attachment)
+            self._settle_wanted.set()
+
+    async def _last_words(self, attachment: Attachment) -> int | None:
+        """Let through what is under way; returns the job's wait status, None if nobody knows."""
         status = None
         if attachment.pidfd >= 0:
             status = process.wait_status(attachment.pidfd, attachment.process.pid)
@@ -173,15 +187,7 @@ class Attachments:
             status = await self._wait_status(attachment)
         with suppress(TimeoutError):
             await asyncio.wait_for(attachment.outcome_known.wait(), _REAP_SECONDS)
-        if reason is None:
-            reason, number = _exit(status, attachment.not_started)
-        else:
-            number = 0
-        attachment.record = replace(
-            attachment.record, ended_ns=ended_ns, exit_reason=reason, exit_status=number
-        )
-        self._ended.append(attachment)
-        self._settle_wanted.set()
+        return status
 
     async def _drain(self, attachment: Attachment, status: int | None) -> None:
         if not _is_counted(attachment):
