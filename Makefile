@@ -29,6 +29,7 @@ $(VENV)/.installed: pyproject.toml setup.py
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	@$(MAKE) --no-print-directory system
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_native
+	@$(BIN)/python -m compileall -q lark_agent  # as pip does: compiling at every start costs memory
 	@touch $@
 
 build: $(VENV)/.built ## Compile and install into .venv

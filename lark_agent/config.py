@@ -69,7 +69,7 @@ class Pool(Section, frozen=True):
     wait_seconds: float = 30.0
     """How long a job waits for a sandbox when all slots are taken; then it is refused. 0 to 240."""
     drain_seconds: float = 5.0
-    """How long a finished job's closed connections may still deliver what the job had sent."""
+    """How long what a finished job had under way may take to arrive and fall quiet."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check ranges."""
