@@ -48,7 +48,7 @@ from lark_agent.agent.status import StatusServicer
 from lark_agent.agent.tasks import OwnThread, Tasks
 from lark_agent.config import AGENT_FILE, AgentSettings, load
 from lark_agent.errors import LarkError, PrerequisiteError
-from lark_agent.linux import systemd
+from lark_agent.linux import memory, systemd
 from lark_agent.model import Connectivity
 from lark_agent.policy.site import SitePolicy
 from lark_agent.rpc.frontdoor import FrontDoor
@@ -347,6 +347,7 @@ async def run(settings: AgentSettings, file: Path | None) -> None:
         loop.add_signal_handler(number, stop.set)
     async with Daemon(settings, file) as daemon:
         loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+        memory.release_code()
         gc.freeze()  # what is there now stays: do not look through it during a job's start
         log.info("agent serves", worker=settings.worker_name, version=VERSION)
         systemd.notify("READY=1", "STATUS=giving jobs their networks")

@@ -138,6 +138,10 @@ def sums(*rows: tuple[tuple[str, ...], int, int, int]) -> Totals:
     )
 
 
+INTERRUPTIBLE = ("env", "--default-signal=INT")
+"""Start of a command that must hear Ctrl-C, also where the tests run in the background."""
+
+
 def child_environment() -> dict[str, str]:
     """Return the environment for a subprocess of the command."""
     return {**os.environ, "PYTHONUNBUFFERED": "1"}

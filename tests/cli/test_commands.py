@@ -19,7 +19,7 @@ from lark_agent.accounting.questions import GroupBy, JobRun
 from lark_agent.cli import lark
 from lark_agent.rpc import convert
 from lark_agent.rpc.lark.v1 import query_pb2
-from tests.cli.fake import HOUR, START, child_environment, make_record, samples, sums
+from tests.cli.fake import HOUR, INTERRUPTIBLE, START, child_environment, make_record, samples, sums
 
 if TYPE_CHECKING:
     from tests.cli.fake import Service
@@ -297,7 +297,7 @@ def test_ctrl_c_is_status_130(tmp_path: Path) -> None:
         listener.bind(str(mute))
         listener.listen()
         process = subprocess.Popen(
-            [sys.executable, "-m", "lark_agent.cli.lark", "--agent", str(mute), "jobs"],
+            [*INTERRUPTIBLE, sys.executable, "-m", "lark_agent.cli.lark", "--agent", str(mute), "jobs"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment(),
         )  # fmt: skip
         connection, _ = listener.accept()

@@ -21,7 +21,7 @@ from rich.console import Console
 from lark_agent.accounting.questions import JobRun, Sample
 from lark_agent.cli import lark, top
 from lark_agent.model import ClassUsage, Count, Record, Usage
-from tests.cli.fake import SECOND, START, child_environment, make_record, samples
+from tests.cli.fake import INTERRUPTIBLE, SECOND, START, child_environment, make_record, samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -137,7 +137,7 @@ class Terminal:
         self.slave = slave
         self.screen = b""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lark_agent.cli.lark", "top", "--interval", "1"],
+            [*INTERRUPTIBLE, sys.executable, "-m", "lark_agent.cli.lark", "top", "--interval", "1"],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
             env={**child_environment(), "TERM": "xterm"},
         )  # fmt: skip
