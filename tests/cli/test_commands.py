@@ -297,7 +297,8 @@ def test_ctrl_c_is_status_130(tmp_path: Path) -> None:
         listener.bind(str(mute))
         listener.listen()
         process = subprocess.Popen(
-            [*INTERRUPTIBLE, sys.executable, "-m", "lark_agent.cli.lark", "--agent", str(mute), "jobs"],
+            [*INTERRUPTIBLE, sys.executable, "-m", "lark_agent.cli.lark",
+             "--agent", str(mute), "jobs"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=child_environment(),
         )  # fmt: skip
         connection, _ = listener.accept()
