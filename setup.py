@@ -81,8 +81,8 @@ def build_bpf() -> list[Path]:
     source, target = PACKAGE / "datapath" / "job.bpf.c", PACKAGE / "datapath" / "job.bpf.o"
     clang = os.environ.get("CLANG", "clang")
     # clang leaves the multiarch directory out for a foreign target
-    run(clang, "-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Werror",
-        f"-I{multiarch()}", "-c", source, "-o", target)  # fmt: skip
+    options = ["-O2", "-g", f"-ffile-prefix-map={ROOT}=.", "-Wall", "-Wextra", "-Werror"]
+    run(clang, "-target", "bpf", *options, f"-I{multiarch()}", "-c", source, "-o", target)
     return [target]
 
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import re
 import socket
 import tomllib
+from dataclasses import dataclass
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin
 import msgspec
 
 from lark_agent.errors import ConfigurationError
-from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES, Connectivity
+from lark_agent.model import BUILT_IN_CLASSES, DEFAULT_CLASS, MAX_CLASSES, Connectivity, Peers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -32,8 +34,12 @@ COLLECTOR_FILE = Path("/etc/lark/collector.toml")
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")
 HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
 """A host name, qualified or not (RFC 1123, 2.1), with the underscores that sites use anyway."""
+ATTRIBUTE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+"""A name in a ClassAd."""
 FOREVER = 36525.0
 """Days; bounds what is added to times."""
+EVERYWHERE = "all"
+"""The word for every class where a computed value names the classes a job may reach."""
 
 
 def is_endpoint(text: str) -> bool:
@@ -86,18 +92,29 @@ class Pool(Section, frozen=True):
 
 
 class Addresses(Section, frozen=True):
-    """Private addresses of the sandboxes; they never leave the worker."""
+    """Addresses of the sandboxes: private ones for nat, of delegated prefixes for routed."""
 
     ipv4: str = "100.98.0.0/16"
-    """Slot n has the n-th address after the gateway's."""
+    """Of nat, private to the worker. Slot n has the n-th address after the gateway's."""
     ipv6: str = "fd6c:6172:6b00::/64"
     """As ipv4; used where the worker has an IPv6 default route."""
+    routed4: str = ""
+    """Of routed: an IPv4 prefix that the site's router routes to this worker; empty: none."""
+    routed6: str = ""
+    """Of routed: an IPv6 prefix that the site's router routes to this worker; empty: none."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
-        """Check that both are networks of their family with enough addresses."""
-        usual = Addresses()
-        for key, kind, longest in (("ipv4", IPv4Network, 19), ("ipv6", IPv6Network, 112)):
-            text, example = getattr(self, key), getattr(usual, key)
+        """Check that all are networks of their family with enough addresses, and none overlap."""
+        ranges = (
+            ("ipv4", IPv4Network, 19, "100.98.0.0/16"),
+            ("ipv6", IPv6Network, 112, "fd6c:6172:6b00::/64"),
+            ("routed4", IPv4Network, 30, "198.18.7.0/24"),
+            ("routed6", IPv6Network, 126, "2001:db8:7::/112"),
+        )
+        for key, kind, longest, example in ranges:
+            text = getattr(self, key)
+            if not text and key.startswith("routed"):
+                continue
             try:
                 network = ip_network(text)
             except ValueError as error:
@@ -111,6 +128,25 @@ class Addresses(Section, frozen=True):
                 yield key, f"{text} cannot be routed to a sandbox; for example {example}"
             elif network.prefixlen < 8:
                 yield key, f"{text} takes the addresses of others; for example {example}"
+            elif key.startswith("routed") and _overlap(text, (self.ipv4, self.ipv6)):
+                yield key, f"{text} overlaps the private addresses of nat; choose other ones there"
+
+
+def _network(text: str) -> IPv4Network | IPv6Network | None:
+    """Return the network that a text names, None if it names none."""
+    try:
+        return ip_network(text)
+    except ValueError:
+        return None
+
+
+def _overlap(text: str, others: Iterable[str]) -> bool:
+    """Say whether a network shares addresses with one of some others."""
+    one = _network(text)
+    return one is not None and any(
+        other is not None and other.version == one.version and one.overlaps(other)
+        for other in map(_network, others)
+    )
 
 
 class Nat(Section, frozen=True):
@@ -194,18 +230,95 @@ class Profile(Section, frozen=True):
     """A named bundle of what a job may do."""
 
     connectivity: Connectivity = Connectivity.NAT
-    """nat or none."""
+    """How the job is connected."""
     reach: tuple[str, ...] | None = None
     """Classes the job may exchange packets with; absent: all."""
+    peers: Peers = Peers.NONE
+    """Other jobs of this worker that the job may exchange packets with, if theirs agree."""
+
+
+class Values(Section, frozen=True):
+    """Values that a rule computes: ClassAd expressions; a key left out is not set."""
+
+    connectivity: str = ""
+    """Gives one of the words of a profile's connectivity."""
+    reach: str = ""
+    """Gives a list of classes, or their names with commas in one string, or "all"."""
+    peers: str = ""
+    """Gives one of the words of a profile's peers."""
 
 
 class Rule(Section, frozen=True):
-    """The first rule whose condition holds gives the job its profile."""
+    """Rules are tried in order; those whose condition is true apply; see docs/policy.md."""
 
     when: str
-    """ClassAd expression over the job ad, for example 'Owner == "alice"'."""
-    profile: str
-    """Name of a profile."""
+    """ClassAd expression over the job ad and the machine ad, for example 'Owner == "alice"'."""
+    profile: str = ""
+    """Name of a profile: the job's; no later rule is tried. Empty: go on with the next rule."""
+    set: Values = Values()
+    """Values computed for this job; they hold over the profile's and over those of later rules."""
+
+
+class Wish(StrEnum):
+    """What the site does with something that a job asks for."""
+
+    ALLOW = "allow"
+    IGNORE = "ignore"
+    """The job runs as if it had not asked."""
+    REFUSE = "refuse"
+    """The job does not run, and its user is told why."""
+
+
+class Unsupported(StrEnum):
+    """What happens to a job that asks for what this version cannot do."""
+
+    REFUSE = "refuse"
+    IGNORE = "ignore"
+
+
+class Requests(Section, frozen=True):
+    """What jobs may ask for themselves."""
+
+    outbound_connectivity: Wish = Wish.ALLOW
+    """OutboundConnectivity in job ads: false asks for no network, true insists on one."""
+    inbound_connectivity: Wish = Wish.ALLOW
+    """InboundConnectivity in job ads: false asks for no peers, true is refused: not built yet."""
+    profiles: tuple[str, ...] = ()
+    """Profiles that every job may ask for, besides those that allow less than its rules do."""
+    unsupported: Unsupported = Unsupported.REFUSE
+    """RequestedVLAN, RequestBandwidth, IPProtocol and NetworkAccounting = false in job ads."""
+
+
+class OnFailure(StrEnum):
+    """What happens to a job whose callout fails."""
+
+    REFUSE = "refuse"
+    CONTINUE = "continue"
+    """The rules decide alone."""
+
+
+class Callout(Section, frozen=True):
+    """A program of the site that may overrule the rules for each job; see docs/policy.md."""
+
+    command: tuple[str, ...] = ()
+    """Program (absolute path) and arguments; empty: none."""
+    user: str = "nobody"
+    """Who the program runs as."""
+    timeout_seconds: float = 5.0
+    """How long it may take; then it is killed, and has failed. 0.1 to 60."""
+    on_failure: OnFailure = OnFailure.REFUSE
+    """What happens to the job if the program fails, is late, or answers nonsense."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check the program's form and the range."""
+        if self.command and not self.command[0].startswith("/"):
+            yield "command", f"'{self.command[0]}' is not an absolute path"
+        if any("\0" in word for word in self.command):
+            yield "command", "a word of it contains a zero byte"
+        if not self.user:
+            yield "user", "is empty; name a user without rights, for example nobody"
+        if not 0.1 <= self.timeout_seconds <= 60:
+            yield "timeout_seconds", f"{self.timeout_seconds} is not between 0.1 and 60"
 
 
 class AgentSettings(Section, frozen=True):
@@ -234,7 +347,11 @@ class AgentSettings(Section, frozen=True):
     profiles: dict[str, Profile] = {}
     """Besides the built-in `nat` and `none`."""
     rules: tuple[Rule, ...] = ()
-    """In order; see [profiles]."""
+    """In order; each names a profile, sets values, or both."""
+    requests: Requests = Requests()
+    callout: Callout = Callout()
+    machine: dict[str, str | int | float | bool] = {}
+    """Attributes of the machine ad that rules see as MY.Name; they hold over the batch system's."""
 
     @property
     def worker_name(self) -> str:
@@ -250,6 +367,13 @@ class AgentSettings(Section, frozen=True):
             **self.profiles,
         }
 
+    @property
+    def offered(self) -> frozenset[Connectivity]:
+        """What this worker can connect a job by."""
+        delegated = self.addresses.routed4 or self.addresses.routed6
+        routed = {Connectivity.ROUTED} if delegated else set()
+        return frozenset({Connectivity.NAT, Connectivity.NONE} | routed)
+
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check what concerns more than one table."""
         if self.worker and not HOST.fullmatch(self.worker):
@@ -263,25 +387,55 @@ class AgentSettings(Section, frozen=True):
                     "widen the range"
                 ),
             )
+        yield from self._routed_findings()
         yield from self._class_findings()
         yield from self._profile_findings()
 
+    def _routed_findings(self) -> Iterator[tuple[str, str]]:
+        """Check that the delegated prefixes reach for all slots, and are there if asked for."""
+        prefixes = {key: getattr(self.addresses, key) for key in ("routed4", "routed6")}
+        for key, network in [(key, _network(text)) for key, text in prefixes.items()]:
+            # the network's own address, the gateway's, and with IPv4 the last are no sandbox's
+            room = 0 if network is None else network.num_addresses - 2 - (network.version == 4)
+            if network is not None and room < self.pool.slots:
+                yield (
+                    f"addresses.{key}",
+                    (
+                        f"{network} has room for {max(0, room)} sandboxes and [pool] slots is "
+                        f"{self.pool.slots}; get a larger prefix or lower slots"
+                    ),
+                )
+        if any(prefixes.values()):
+            return
+        for name, profile in self.profiles.items():
+            if profile.connectivity == Connectivity.ROUTED:
+                yield (
+                    f"profiles.{name}.connectivity",
+                    (
+                        "routed needs a prefix that the site's router routes to this worker; "
+                        "give [addresses] routed6 or routed4"
+                    ),
+                )
+
     def _class_findings(self) -> Iterator[tuple[str, str]]:
-        if len(self.classes) > MAX_CLASSES - 1:
+        most = MAX_CLASSES - len(BUILT_IN_CLASSES)
+        if len(self.classes) > most:
             yield (
                 "classes",
                 (
-                    f"{len(self.classes)} classes; at most {MAX_CLASSES - 1} fit "
-                    f"beside '{DEFAULT_CLASS}'"
+                    f"{len(self.classes)} classes; at most {most} fit "
+                    f"beside {' and '.join(BUILT_IN_CLASSES)}"
                 ),
             )
         owner: dict[IPv4Network | IPv6Network, str] = {}
         for name, prefixes in self.classes.items():
-            if name == DEFAULT_CLASS or not NAME.fullmatch(name):
+            if name in BUILT_IN_CLASSES or not NAME.fullmatch(name):
                 yield (
                     f"classes.{name}",
-                    "not a usable name; use letters, digits, '_', '-', not 'other'",
+                    "not a usable name; use letters, digits, '_', '-', not 'other' or 'jobs'",
                 )
+            if name == EVERYWHERE:
+                yield f"classes.{name}", f"'{EVERYWHERE}' means every class; use another name"
             for text in prefixes:
                 try:
                     network = ip_network(text)
@@ -310,12 +464,23 @@ class AgentSettings(Section, frozen=True):
                 "default_profile",
                 f"no profile '{self.default_profile}'; known: {', '.join(known)}",
             )
+        yield from self._rule_findings(known)
+
+    def _rule_findings(self, known: dict[str, Profile]) -> Iterator[tuple[str, str]]:
         for number, rule in enumerate(self.rules, 1):
-            if rule.profile not in known:
+            if rule.profile and rule.profile not in known:
                 yield (
                     f"rules[{number}].profile",
                     f"no profile '{rule.profile}'; known: {', '.join(known)}",
                 )
+            if not rule.profile and rule.set == Values():
+                yield f"rules[{number}]", "decides nothing; give it a profile, or values to set"
+        for name in self.requests.profiles:
+            if name not in known:
+                yield "requests.profiles", f"no profile '{name}'; known: {', '.join(known)}"
+        for name in self.machine:
+            if not ATTRIBUTE.fullmatch(name):
+                yield f"machine.{name}", "not an attribute name; use letters, digits and '_'"
 
 
 class CollectorSettings(Section, frozen=True):
@@ -361,23 +526,44 @@ def load(kind: type[Settings], path: Path | None, default: Path) -> Settings:
     return parse(kind, text, str(file))
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong with one key of a configuration, and what to do about it."""
+
+    key: str
+    """As in pool.slots or rules[2].when; empty: the whole file."""
+    text: str
+
+
 def parse(kind: type[Settings], text: str, file: str) -> Settings:
     """Decode and check one configuration text; `file` names it in errors."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{file}: not valid TOML: {error}") from error
-    _refuse(file, _mismatches(kind, table, ""))
-    settings = msgspec.convert(table, kind)
-    _refuse(file, _all_findings(settings, ""))
+    settings, findings = examine(kind, text)
+    refuse(file, findings)
+    assert settings is not None, "settings that cannot be decoded have findings"
     return settings
 
 
-def _refuse(file: str, findings: Iterable[tuple[str, str]]) -> None:
-    """Raise ConfigurationError if there are findings: one line each."""
-    lines = [f"{file}: {key}: {text}" if key else f"{file}: {text}" for key, text in findings]
-    if lines:
-        raise ConfigurationError("\n".join(lines))
+def examine(kind: type[Settings], text: str) -> tuple[Settings | None, list[Finding]]:
+    """Decode one configuration text and list everything that is wrong with it.
+
+    The settings are None if they cannot be decoded at all; they must not be used if there are
+    findings.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        return None, [Finding("", f"not valid TOML: {error}")]
+    if mismatches := [Finding(key, why) for key, why in _mismatches(kind, table, "")]:
+        return None, mismatches
+    settings = msgspec.convert(table, kind)
+    return settings, [Finding(key, why) for key, why in _all_findings(settings, "")]
+
+
+def refuse(file: str, findings: Iterable[Finding]) -> None:
+    """Raise ConfigurationError if there are findings: one line each; `file` may be empty."""
+    parts = [(file, found.key, found.text) for found in findings]
+    if parts:
+        raise ConfigurationError("\n".join(": ".join(filter(None, part)) for part in parts))
 
 
 def _all_findings(section: Section, prefix: str) -> Iterator[tuple[str, str]]:

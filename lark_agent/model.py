@@ -17,10 +17,15 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 
 MAX_CLASSES = 16
-"""Destination classes of a site, `other` included (the width of the kernel's counters)."""
+"""Destination classes, built-in ones included (the width of the kernel's counters)."""
 
 DEFAULT_CLASS = "other"
 """The class of every destination that no site class covers."""
+
+JOBS_CLASS = "jobs"
+"""The class of the other jobs of this worker, which `Peers` and not `reach` admits."""
+
+BUILT_IN_CLASSES = (DEFAULT_CLASS, JOBS_CLASS)
 
 
 class Scheduler(StrEnum):
@@ -36,6 +41,19 @@ class Connectivity(StrEnum):
 
     NAT = "nat"
     NONE = "none"
+    ROUTED = "routed"
+    """Addresses of a prefix that is routed to the worker; no translation."""
+
+
+class Peers(StrEnum):
+    """Which other jobs of this worker a job may exchange packets with; both must agree."""
+
+    NONE = "none"
+    OWNER = "owner"
+    """Jobs of the same owner (LARK: split pool)."""
+    GROUP = "group"
+    """Jobs of the same accounting group, if they have one."""
+    ALL = "all"
 
 
 class Direction(IntEnum):
@@ -61,7 +79,7 @@ class DropReason(IntEnum):
     CLASS_DENIED = 5
     """The plan does not let the job exchange packets with this destination class."""
     PEER_DENIED = 6
-    """Another job on this worker, which the plan does not allow."""
+    """The sandboxes' own addresses: no job, or one that the two plans do not let have this one."""
     MARTIAN = 7
     """Loopback or multicast addresses, which have no business outside a sandbox."""
 
@@ -166,6 +184,7 @@ class NetworkPlan:
     connectivity: Connectivity
     reach: frozenset[str] | None = None
     """Names of the classes the job may exchange packets with; None means all."""
+    peers: Peers = Peers.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +216,10 @@ class Record:
     first_port: int = 0
     """The job's NAT port block, inclusive; 0 where the job has none."""
     last_port: int = 0
+    ipv4: str = ""
+    """The sandbox's address; with routed what others see, with nat private; "" if it has none."""
+    ipv6: str = ""
+    """As ipv4."""
     usage: Usage = field(default_factory=Usage)
 
     def sampled(self, usage: Usage, now_ns: int) -> Record:

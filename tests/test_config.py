@@ -17,12 +17,13 @@ from lark_agent.config import (
     CollectorSettings,
     Profile,
     Rule,
+    examine,
     is_endpoint,
     load,
     parse,
 )
 from lark_agent.errors import ConfigurationError
-from lark_agent.model import MAX_CLASSES, Connectivity
+from lark_agent.model import BUILT_IN_CLASSES, Connectivity
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,7 +119,7 @@ def test_unknown_keys_are_refused(text: str, where: str) -> None:
         ('[classes]\ncampus = "10.0.0.0/8"', "classes.campus: Expected a list, got `str`"),
         ('[classes]\ncampus = ["10.0.0.0/8", 3]', "classes.campus[2]: Expected `str`, got `int`"),
         ('[profiles.p]\nconnectivity = "warp"', "profiles.p.connectivity: Invalid enum value"),
-        ('[[rules]]\nwhen = "x"', "rules[1].profile: is missing"),
+        ('[[rules]]\nprofile = "nat"', "rules[1].when: is missing"),
         ("rules = {}", "rules: Expected a list, got a table"),
     ],
 )
@@ -156,6 +157,15 @@ def test_wrong_types_are_refused(text: str, line: str) -> None:
         ('[addresses]\nipv6 = "10.0.0.0/8"', "addresses.ipv6"),
         ('[addresses]\nipv6 = "fe80::/64"', "addresses.ipv6"),
         ('[addresses]\nipv6 = "nonsense"', "addresses.ipv6"),
+        ('[addresses]\nrouted4 = "2001:db8:7::/112"', "addresses.routed4"),
+        ('[addresses]\nrouted4 = "198.18.7.1/24"', "addresses.routed4"),
+        ('[addresses]\nrouted4 = "198.18.7.0/26"', "addresses.routed4"),
+        ('[addresses]\nrouted4 = "100.98.7.0/24"', "addresses.routed4"),
+        ('[addresses]\nrouted6 = "198.18.7.0/24"', "addresses.routed6"),
+        ('[addresses]\nrouted6 = "fe80::/112"', "addresses.routed6"),
+        ('[addresses]\nrouted6 = "2001:db8:7::/123"', "addresses.routed6"),
+        ('[addresses]\nrouted6 = "fd6c:6172:6b00::7:0/112"', "addresses.routed6"),
+        ('[profiles.x]\nconnectivity = "routed"', "profiles.x.connectivity"),
         ('[collector]\naddress = "collector"', "collector.address"),
         ('[collector]\naddress = "collector:99999"', "collector.address"),
         ('[datapath]\nloader = "tcx"', "datapath.loader"),
@@ -218,15 +228,18 @@ def test_nested_networks_are_two_classes() -> None:
     assert set(parse(AgentSettings, text, "f").classes) == {"a", "b"}
 
 
-def test_at_most_fifteen_classes_fit_beside_other() -> None:
+def test_at_most_fourteen_classes_fit_beside_the_built_in() -> None:
     """The kernel's counters are sixteen wide."""
 
     def classes(number: int) -> str:
         return "[classes]\n" + "\n".join(f'c{n} = ["10.{n}.0.0/16"]' for n in range(number))
 
-    assert len(parse(AgentSettings, classes(MAX_CLASSES - 1), "f").classes) == 15
-    (line,) = refusal(classes(MAX_CLASSES))
-    assert line.startswith("classes: 16 classes; at most 15")
+    assert len(parse(AgentSettings, classes(14), "f").classes) == 14
+    (line,) = refusal(classes(15))
+    assert line.startswith("classes: 15 classes; at most 14 fit beside other and jobs")
+    for name in BUILT_IN_CLASSES:
+        (line,) = refusal(f'[classes]\n{name} = ["10.0.0.0/8"]')
+        assert line.startswith(f"classes.{name}: not a usable name")
 
 
 def test_all_wrong_types_are_reported_at_once() -> None:
@@ -294,6 +307,20 @@ def test_accepted_ranges_hold_every_slot(base: int, prefix: int, slots: int) -> 
     except ConfigurationError:
         return
     assert IPv4Network(settings.addresses.ipv4).num_addresses > slots + 2
+
+
+@given(st.integers(16, 32), st.integers(1, 4096))
+def test_accepted_prefixes_hold_every_slot(prefix: int, slots: int) -> None:
+    """A delegated IPv4 prefix is accepted exactly if network, gateway, slots and last fit."""
+    text = f"[pool]\nslots = {slots}\nready = 0\n[nat]\nfirst_port = 1024\nlast_port = 65535\n"
+    text += f'[addresses]\nrouted4 = "198.18.0.0/{prefix}"\n'
+    text += '[profiles.x]\nconnectivity = "routed"\n'
+    fits = 2 ** (32 - prefix) >= slots + 3
+    ports = (65535 - 1024 + 1) // slots >= 16
+    found = {finding.key for finding in examine(AgentSettings, text)[1]}
+    assert found == ({"addresses.routed4"} if not fits else set()) | (
+        {"nat"} if not ports else set()
+    )
 
 
 leaves = st.none() | st.booleans() | st.integers(-10, 10) | st.floats() | st.text(max_size=5)

@@ -118,17 +118,19 @@ class Attachments:
             new_attachment_id(now, os.urandom(10)), self._worker, sandbox.slot, job, plan.profile,
             plan.connectivity, started_ns=now, sampled_ns=now,
             first_port=sandbox.first_port, last_port=sandbox.last_port,
+            ipv4=str(sandbox.ipv4 or ""), ipv6=str(sandbox.ipv6 or ""),
         )  # fmt: skip
         here = Process(pid, process.start_time(pid), self._boot_id)
         attachment = Attachment(record, sandbox, here, pidfd)
         if sandbox.connectivity != Connectivity.NONE:
-            assert sandbox.ipv4 is not None
             mac = bytes.fromhex(addressing.mac_inside(sandbox.slot).replace(":", ""))
             classes = self._datapath.classes.mask(plan.reach)
             self._datapath.reset(sandbox.slot)
-            self._datapath.activate(
-                sandbox.slot, SlotPlan(sandbox.ipv4, sandbox.ipv6, mac, classes)
-            )
+            slot_plan = SlotPlan(
+                sandbox.ipv4, sandbox.ipv6, mac, classes, plan.peers, job.owner,
+                job.accounting_group,
+            )  # fmt: skip
+            self._datapath.activate(sandbox.slot, slot_plan)
         try:
             await self._in_journal.at_once(lambda: self._journal.begin(record, here))
         except StoreError as error:

@@ -58,6 +58,9 @@ from lark_agent.sandbox.addressing import Addressing
 from lark_agent.sandbox.nat import NatDriver
 from lark_agent.sandbox.none import NoneDriver
 from lark_agent.sandbox.pool import Pool
+from lark_agent.sandbox.routed import RoutedDriver
+from lark_agent.sandbox.veth import Veths
+from lark_agent.sandbox.worker import WorkerSide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,21 +113,29 @@ class Daemon:
         answers = Answers(journal_file)
         stack.callback(answers.close)
         # what shows that this machine cannot do it must fail before anything is set up
-        self._nat = await self._in_kernel(
-            lambda: NatDriver(self._numbers, settings.uplink.interface, self._run_directory)
-        )
-        stack.callback(self._nat.close)
-        await self._in_kernel(self._nat.check)
+        self._veths = await self._in_kernel(lambda: Veths(settings.uplink.interface))
+        stack.callback(self._veths.close)
+        self._worker_side = WorkerSide(self._numbers, self._veths, self._run_directory)
+        nat = NatDriver(self._numbers, self._veths)
+        routed = RoutedDriver(self._numbers, self._veths)
+        await self._in_kernel(nat.check)
+        await self._in_kernel(routed.check)
+        self._drivers: dict[Connectivity, Driver] = {
+            Connectivity.NAT: nat, Connectivity.NONE: NoneDriver(),
+        }  # fmt: skip
+        if self._numbers.routed.networks:
+            self._drivers[Connectivity.ROUTED] = routed
         found = await self._in_kernel(self._recover)
         self._jobs_left = len(found.adopted)
         stack.push_async_callback(self._remove_shared)
         self._datapath = await self._in_kernel(self._load_datapath)
         stack.callback(self._datapath.close)
-        self._nat.use(self._datapath)
-        await self._in_kernel(self._nat.prepare)
+        self._veths.use(self._datapath)
+        await self._in_kernel(nat.prepare)
+        await self._in_kernel(self._worker_side.prepare)
         await self._in_kernel(lambda: self._renew(found))
-        if self._nat.resolver.problem:
-            log.warning("names will not resolve in sandboxes", problem=self._nat.resolver.problem)
+        if problem := self._worker_side.resolver.problem:
+            log.warning("names will not resolve in sandboxes", problem=problem)
         self._begin_work(found)
         stack.push_async_callback(self._take_down)
         stack.push_async_callback(self._tasks.stop)
@@ -137,7 +148,7 @@ class Daemon:
             # without a plan but bound: an earlier agent ended between last reading and final record
             known = sandbox.slot in active or bound.get(sandbox.interface) == sandbox.slot
             attachment.lost_counters = sandbox.connectivity != Connectivity.NONE and not known
-            self._nat.renew(sandbox)
+            self._veths.renew(sandbox)
         for slot in active - {attachment.sandbox.slot for attachment in found.adopted}:
             self._datapath.deactivate(slot)  # of a job that the journal does not know
 
@@ -153,30 +164,22 @@ class Daemon:
             settings.datapath.python,
         )
         numbers = self._numbers
-        loaded.set_classes(
-            settings.classes,
-            peers=(numbers.network4, numbers.network6),
-            gateways=(numbers.gateway4, numbers.gateway6),
-        )
+        loaded.set_classes(settings.classes, peers=numbers.networks, gateways=numbers.gateways)
         return loaded
 
     def _begin_work(self, found: Found) -> None:
         settings = self._settings
         held = {attachment.sandbox.slot for attachment in found.adopted}
-        drivers: dict[Connectivity, Driver] = {
-            Connectivity.NAT: self._nat,
-            Connectivity.NONE: NoneDriver(),
-        }
         usual = settings.all_profiles[settings.default_profile].connectivity
         ready = {
             kind: settings.pool.ready if kind == usual else min(_IDLE_OTHERS, settings.pool.ready)
-            for kind in drivers
+            for kind in self._drivers
         }
         leftover = {sandbox.slot for sandbox in found.leftovers}
         free = [slot for slot in range(settings.pool.slots) if slot not in held | leftover]
         self._pool = Pool(
-            drivers, ready, settings.pool.slots, free, settings.nat.rest_seconds, self._in_kernel,
-            self._in_dismantling, time.monotonic,
+            self._drivers, ready, settings.pool.slots, free, settings.nat.rest_seconds,
+            self._in_kernel, self._in_dismantling, time.monotonic,
         )  # fmt: skip
         for sandbox in found.leftovers:
             self._pool.condemn(sandbox)
@@ -189,7 +192,7 @@ class Daemon:
         self._tasks.keep("build", self._pool.build)
         self._tasks.keep("dismantle", self._pool.dismantle)
         self._tasks.keep("settle", self._attachments.settle)
-        self._follower = Follower(self._nat, self._in_kernel, self._tasks)
+        self._follower = Follower(self._worker_side, self._in_kernel, self._tasks)
         self._tasks.keep("firewall", self._follower.guard_firewall)
         self._tasks.keep("sample", self._sample)
         self._tasks.keep("prune", self._prune)
@@ -257,8 +260,8 @@ class Daemon:
             version=VERSION,
             started_ns=self._started_ns,
             loader=self._settings.datapath.loader,
-            uplink=self._nat.uplink.interface,
-            mtu=self._nat.uplink.mtu,
+            uplink=self._veths.uplink.interface,
+            mtu=self._veths.uplink.mtu,
             slots=self._settings.pool.slots,
             ready=self._pool.ready,
             attached=len(self._attachments),
@@ -277,9 +280,7 @@ class Daemon:
             policy = SitePolicy.compile(fresh, self._file)
             numbers = self._numbers
             self._datapath.set_classes(
-                fresh.classes,
-                peers=(numbers.network4, numbers.network6),
-                gateways=(numbers.gateway4, numbers.gateway6),
+                fresh.classes, peers=numbers.networks, gateways=numbers.gateways
             )
         except LarkError as error:
             log.error("reload refused, the old rules stay", error=str(error))
@@ -302,7 +303,7 @@ class Daemon:
         if self._jobs_left:
             log.info("jobs keep their networks", attached=self._jobs_left)
             return
-        for step in (self._nat.withdraw, self._remove_pins):
+        for step in (self._worker_side.withdraw, self._remove_pins):
             try:
                 await self._in_kernel(step)
             except LarkError as error:

@@ -19,7 +19,7 @@ from lark_agent.linux import nftables
 
 if TYPE_CHECKING:
     from lark_agent.agent.tasks import OwnThread, Tasks
-    from lark_agent.sandbox.nat import NatDriver
+    from lark_agent.sandbox.worker import WorkerSide
 
 _DEBOUNCE_SECONDS = 0.05
 log = structlog.get_logger(__name__)
@@ -28,20 +28,15 @@ log = structlog.get_logger(__name__)
 class Follower:
     """Follows one worker."""
 
-    def __init__(self, nat: NatDriver, kernel_thread: OwnThread, tasks: Tasks) -> None:
-        self._nat = nat
+    def __init__(self, worker: WorkerSide, kernel_thread: OwnThread, tasks: Tasks) -> None:
+        self._worker = worker
         self._in_kernel = kernel_thread
         self._tasks = tasks
 
     async def look(self) -> None:
         """Follow uplink and resolver; raises LarkError if the uplink is gone."""
-
-        def follow() -> bool:
-            self._nat.follow_resolver()
-            return self._nat.follow_uplink()
-
-        if await self._in_kernel(follow):
-            uplink = self._nat.uplink
+        if await self._in_kernel(self._worker.follow):
+            uplink = self._worker.uplink
             log.info("uplink changed", interface=uplink.interface, mtu=uplink.mtu)
 
     async def guard_firewall(self) -> None:
@@ -52,7 +47,7 @@ class Follower:
             loop.add_reader(events, changed.set)
             try:
                 while True:
-                    if await self._in_kernel(self._nat.restore_firewall):
+                    if await self._in_kernel(self._worker.restore_firewall):
                         self._tasks.errors["firewall"] += 1
                         log.error("the nftables table lark was removed; it is written again")
                     await changed.wait()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
+from lark_agent.agent.callout import Callouts
 from lark_agent.errors import (
     InvalidRequest,
     KernelError,
@@ -39,6 +40,8 @@ from lark_agent.hooks.identity import Caller, identify
 from lark_agent.linux import namespaces, process
 from lark_agent.linux.descriptors import close_aside
 from lark_agent.model import Connectivity
+from lark_agent.policy import ads
+from lark_agent.policy.site import Asking
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
     from lark_agent.agent.attachments import Attachment, Attachments
     from lark_agent.config import AgentSettings
+    from lark_agent.model import Job, NetworkPlan
     from lark_agent.policy.site import SitePolicy
     from lark_agent.sandbox.pool import Pool
 
@@ -78,6 +82,7 @@ class Gate:
         self._pool = pool
         self._attachments = attachments
         self._settings = settings
+        self._callouts = Callouts()
         self._host = namespaces.identity("/proc/self/ns/net")
         self._users: dict[int, tuple[str, float]] = {}
         self._open_by_user: Counter[int] = Counter()
@@ -181,10 +186,12 @@ class Gate:
             user = await self._user(peer.uid)
             shared = any(fnmatchcase(user, pattern) for pattern in self._settings.shared_accounts)
             caller = Caller(peer.pid, peer.uid, user, self._launched(peer.pid), shared)
-            job, ad = identify(request, caller)
             if not caller.trusted_launcher:
                 self._limit(peer.uid)
-            plan = self._policy().plan(job, ad, request.options.get("profile", ""))
+            planned = await self._plan(connection, request, caller)
+            if planned is None:
+                return None
+            job, plan = planned
             sandbox = self._pool.take_ready(plan.connectivity) or await _unless_hung_up(
                 connection, self._pool.take(plan.connectivity, self._settings.pool.wait_seconds)
             )
@@ -204,6 +211,19 @@ class Gate:
         self._grant(connection, attachment)
         self._attachments.tell(attachment)  # after the job was let go: it waits for none of this
         return attachment
+
+    async def _plan(
+        self, connection: socket.socket, request: wire.RunRequest, caller: Caller
+    ) -> tuple[Job, NetworkPlan] | None:
+        """Name the job and decide about it; None if it hangs up meanwhile."""
+        job, ad = identify(request, caller)
+        machine = ads.parse(request.machine_ad or b"", "machine ad")
+        asking = Asking(job, ad, machine, request.options.get("profile", ""))
+        policy = self._policy()
+        if not policy.callout.command:
+            return job, policy.plan(asking)
+        overrides = await _unless_hung_up(connection, self._callouts.ask(policy, asking))
+        return None if overrides is None else (job, policy.plan(asking, overrides))
 
     def _check(self, peer: process.Peer, pidfd: int) -> None:
         """Raise Refused if the caller can have no sandbox, whatever it asks for."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 import structlog
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lark_agent.accounting.journal import Journal, Living
+    from lark_agent.model import Record
     from lark_agent.sandbox.addressing import Addressing
 
 log = structlog.get_logger(__name__)
@@ -56,7 +58,8 @@ def recover(journal: Journal, numbers: Addressing, numbering: Path) -> Found:
             _truncate(journal, living)
             continue
         adopted.append(_adopt(living, numbers))
-    if adopted and numbering.exists() and numbering.read_text(encoding="utf-8") != repr(numbers):
+    known = numbering.read_text(encoding="utf-8") if numbering.exists() else repr(numbers)
+    if adopted and (known != repr(numbers) or any(_moved(one, numbers) for one in adopted)):
         _close(adopted)
         raise PrerequisiteError(
             f"{len(adopted)} jobs still run with other addresses or NAT ports than now configured; "
@@ -78,9 +81,7 @@ def _adopt(living: Living, numbers: Addressing) -> Attachment:
         if pidfd >= 0 and process.start_time(known.pid) != known.start_time:
             _close_descriptor(pidfd)  # the number was given to another process just now
             pidfd = -1
-    attachment = Attachment(
-        record, _sandbox(record.slot, record.connectivity, numbers), known, pidfd
-    )
+    attachment = Attachment(record, _sandbox_of(record, numbers), known, pidfd)
     attachment.outcome_known.set()
     log.info(
         "found attachment", attachment=record.attachment_id, running=pidfd >= 0, slot=record.slot
@@ -88,13 +89,40 @@ def _adopt(living: Living, numbers: Addressing) -> Attachment:
     return attachment
 
 
-def _sandbox(slot: int, connectivity: Connectivity, numbers: Addressing) -> Sandbox:
-    if connectivity == Connectivity.NONE:
-        return Sandbox(slot, connectivity)
+def _sandbox_of(record: Record, numbers: Addressing) -> Sandbox:
+    if record.connectivity == Connectivity.NONE:
+        return Sandbox(record.slot, record.connectivity)
+    if record.connectivity == Connectivity.NAT:
+        return _nat_sandbox(record.slot, numbers)
+    return Sandbox(
+        record.slot,
+        record.connectivity,
+        IPv4Address(record.ipv4) if record.ipv4 else None,
+        IPv6Address(record.ipv6) if record.ipv6 else None,
+        _interface(record.slot),
+    )
+
+
+def _nat_sandbox(slot: int, numbers: Addressing) -> Sandbox:
+    return Sandbox(
+        slot, Connectivity.NAT, numbers.ipv4(slot), numbers.ipv6(slot), _interface(slot),
+        *numbers.block(slot),
+    )  # fmt: skip
+
+
+def _interface(slot: int) -> int:
     with Links() as links:
-        index = links.index(addressing.name(slot))
-    first, last = numbers.block(slot)
-    return Sandbox(slot, connectivity, numbers.ipv4(slot), numbers.ipv6(slot), index, first, last)
+        return links.index(addressing.name(slot))
+
+
+def _moved(attachment: Attachment, numbers: Addressing) -> bool:
+    """Tell whether a routed job's addresses are not those of the prefixes configured now."""
+    sandbox, routed = attachment.sandbox, numbers.routed
+    if sandbox.connectivity != Connectivity.ROUTED:
+        return False
+    if sandbox.slot >= numbers.slots:
+        return True
+    return (sandbox.ipv4, sandbox.ipv6) != (routed.ipv4(sandbox.slot), routed.ipv6(sandbox.slot))
 
 
 def _truncate(journal: Journal, living: Living) -> None:
@@ -111,9 +139,8 @@ def _leftovers(held: set[int], numbers: Addressing) -> list[Sandbox]:
     with Links() as links:
         found = set(links.names(addressing.PREFIX)) | set(namespaces.names(addressing.PREFIX))
     slots = {slot for name in found if (slot := addressing.slot_of(name)) is not None}
-    return [
-        _sandbox(slot, Connectivity.NAT, numbers) for slot in sorted(slots - held) if slot < 4096
-    ]
+    # of whatever kind: what is dismantled has the same parts, and all of a slot's addresses go
+    return [_nat_sandbox(slot, numbers) for slot in sorted(slots - held) if slot < 4096]
 
 
 def _close(attachments: list[Attachment]) -> None:

@@ -54,6 +54,8 @@ def job(record: Record) -> dict[str, Any]:
         "final": record.final,
         "first_port": record.first_port,
         "last_port": record.last_port,
+        "ipv4": record.ipv4,
+        "ipv6": record.ipv6,
         "sent": count(usage.sent),
         "received": count(usage.received),
         "classes": [

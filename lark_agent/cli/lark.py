@@ -20,6 +20,7 @@ import click
 
 from lark_agent.accounting.questions import GroupBy, JobFilter
 from lark_agent.cli import units
+from lark_agent.cli.policy import policy
 from lark_agent.errors import LarkError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ BROKEN_PIPE = 141
 EPILOG = """\b
 Exit status:
   0    done
-  1    `lark doctor` found something that fails
+  1    `lark doctor` found something that fails; `lark policy explain`: the job is refused
   2    wrong option, or a configuration file that cannot be used
   6    the agent or collector did not answer, or refused
   7    no such job among those you may see
@@ -299,6 +300,9 @@ def doctor(obj: dict[str, str | None], config: Path | None, as_json: bool) -> No
         tables.draw([report.text(findings)])
     if report.failed(findings):
         raise click.exceptions.Exit(1)
+
+
+lark.add_command(policy)
 
 
 def filter_of(given: dict[str, Any], *, running: bool | None = None) -> JobFilter:

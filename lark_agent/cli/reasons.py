@@ -40,7 +40,7 @@ DROPS: dict[DropReason, tuple[str, str]] = {
     ),
     DropReason.PEER_DENIED: (
         "packets to or from another job on the same worker",
-        "jobs on one worker cannot talk to each other; exchange files or use a service outside",
+        "the plans of both jobs must admit the other; ask for a profile with peers",
     ),
     DropReason.MARTIAN: (
         "packets with loopback or multicast addresses",

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 import msgspec
 
 from lark_agent import config
-from lark_agent.config import AgentSettings, CollectorSettings, Profile, Rule, Section
+from lark_agent.config import (
+    AgentSettings,
+    CollectorSettings,
+    Profile,
+    Rule,
+    Section,
+    Values,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,6 +133,8 @@ def words(kind: Any) -> str:
 
 def plural(kind: Any) -> str:
     """Name several of a type."""
+    if get_origin(kind) is types.UnionType:
+        return " or ".join(plural(each) for each in get_args(kind))
     name = words(kind)
     return name.replace("list", "lists", 1) if name.startswith("list") else f"{name}s"
 
@@ -149,7 +158,9 @@ def rows(listed: list[Key]) -> Iterator[str]:
     """Write a Markdown table of keys."""
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for key in listed:
-        if key.default is msgspec.NODEFAULT:
+        if key.table is not None:
+            default = "absent"
+        elif key.default is msgspec.NODEFAULT:
             default = "required"
         elif key.default is None:
             default = "absent"
@@ -188,6 +199,8 @@ def document() -> str:
         *rows(keys(Profile)),
         f"### [[rules]]\n\n{inspect.getdoc(Rule)}\n",
         *rows(keys(Rule)),
+        f"### [rules.set]\n\n{inspect.getdoc(Values)}\n",
+        *rows(keys(Values)),
         f"### Example\n\n```toml\n{EXAMPLE}```\n",
         f"### All defaults\n\n```toml\n{default_file(AgentSettings)}```\n",
         *reference(CollectorSettings, "collector.toml"),

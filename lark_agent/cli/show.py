@@ -93,6 +93,8 @@ def _facts(record: Record, frame: Frame) -> Iterator[tuple[str, str]]:
     yield "accounting group", record.job.accounting_group or "-"
     yield "worker", f"{record.worker}, slot {record.slot}"
     yield "profile", f"{record.profile} (connectivity {record.connectivity})"
+    if addresses := [address for address in (record.ipv4, record.ipv6) if address]:
+        yield "addresses", ", ".join(addresses)
     if record.first_port:
         yield "NAT ports", f"{record.first_port} to {record.last_port}"
     yield "state", state(record)

@@ -43,6 +43,8 @@ def row_of(record: Record) -> dict[str, Any]:
         "exit_status": record.exit_status,
         "first_port": record.first_port,
         "last_port": record.last_port,
+        "ipv4": record.ipv4,
+        "ipv6": record.ipv6,
         "usage": _encode(record.usage).decode(),
     }
 
@@ -72,6 +74,8 @@ def record_of(row: RowMapping) -> Record:
         exit_status=row["exit_status"],
         first_port=row["first_port"],
         last_port=row["last_port"],
+        ipv4=row["ipv4"],
+        ipv6=row["ipv6"],
         usage=_decode(row["usage"]),
     )
 

@@ -35,8 +35,8 @@ from lark_agent.errors import ConfigurationError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-VERSION = 1
-"""Of the tables below; a store with a higher one is refused."""
+VERSION = 2
+"""Of the tables below; a store with a higher one is refused, one with a lower one is converted."""
 BUSY_SECONDS = 5
 """How long to wait for another process (a backup, an admin's shell) that holds the database."""
 
@@ -79,6 +79,8 @@ RECORDS = sql.Table(
     _number("first_port"),
     _number("last_port"),
     _text("usage"),
+    _text("ipv4", server_default=""),  # since version 2
+    _text("ipv6", server_default=""),
     # pages are cut by attachment id within whatever is asked for
     sql.Index("records_by_owner", "owner", "attachment_id"),
     sql.Index("records_by_worker", "worker", "attachment_id"),
@@ -170,6 +172,17 @@ def _prepare(engine: sql.Engine, name: str) -> None:
             TABLES.create_all(connection)
             connection.execute(sql.insert(META).values(name="schema", value=VERSION))
             connection.execute(sql.insert(META).values(name="probed_ns", value=0))
+        elif version < VERSION:
+            _convert(connection)
+
+
+def _convert(connection: sql.Connection) -> None:
+    """Give a store of version 1 the columns of version 2; its records had no addresses."""
+    for column in (RECORDS.c.ipv4, RECORDS.c.ipv6):
+        text = sql.schema.CreateColumn(column).compile(connection)
+        connection.exec_driver_sql(f"ALTER TABLE {RECORDS.name} ADD COLUMN {text}")
+    stated = sql.update(META).where(META.c.name == "schema")
+    connection.execute(stated.values(value=VERSION))
 
 
 @contextmanager

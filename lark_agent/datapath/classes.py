@@ -6,13 +6,16 @@ bytes counted under a number stay there, and a plan allows classes by number. He
 `assign`, applied each time the site changes its classes:
 
 * `other` is 0, and so is every address that no prefix covers;
+* `jobs`, the other jobs of this worker, has the highest number that was free when it was needed,
+  and while there is none (left so by a release without it) no job has peers;
 * a name that stays keeps its number; a new name takes a free one;
 * a name that goes leaves its number retired, with the name still on it, for as long as a counter
   or a plan uses it; after that the number is free.
 
-Besides the site's networks the tries hold the sandboxes' own ranges, which belong to no class but
-to the value PEER, and in them the gateway (longer, so it wins), which is the worker itself and in
-`other`. A site network inside the sandboxes' ranges would open a way from job to job: refused.
+Besides the site's networks the tries hold the sandboxes' own ranges, in `jobs` and with the address
+where they begin, by which the programs find the other job's plan; and in them the gateway (longer,
+so it wins), which is the worker itself and in `other`. A site network inside the sandboxes' ranges
+would open a way from job to job: refused.
 """
 
 from __future__ import annotations
@@ -22,9 +25,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING
 
-from lark_agent.datapath.layout import ALL_CLASSES, PEER
+from lark_agent.datapath.layout import ALL_CLASSES, FIRST_SANDBOX, NOBODY, Destination
 from lark_agent.errors import ConfigurationError, PrerequisiteError
-from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES
+from lark_agent.model import BUILT_IN_CLASSES, DEFAULT_CLASS, JOBS_CLASS, MAX_CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -35,10 +38,10 @@ Network = IPv4Network | IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
-    """Names by number ("" is free), and the number of every network."""
+    """Names by number ("" is free), and what every network is."""
 
     names: tuple[str, ...]
-    prefixes: Mapping[Network, int]
+    prefixes: Mapping[Network, Destination]
     current: frozenset[str]
     """The names that the site uses now; others in `names` are retired."""
 
@@ -63,21 +66,23 @@ def assign(
 
     Raises PrerequisiteError if there are too many names, retired ones in use included.
     """
-    wanted = [name for name in wanted if name != DEFAULT_CLASS]
+    wanted = [name for name in wanted if name not in BUILT_IN_CLASSES]
     names = [DEFAULT_CLASS] + [""] * (MAX_CLASSES - 1)
     for number, name in enumerate(before):
-        if number and name and (name in wanted or number in in_use):
+        if number and name and (name in {*wanted, JOBS_CLASS} or number in in_use):
             names[number] = name
     for name in wanted:
         if name in names:
             continue
         if "" not in names:
-            retired = sorted(set(names) - {*wanted, DEFAULT_CLASS})
+            retired = sorted(set(names) - {*wanted, *BUILT_IN_CLASSES})
             raise PrerequisiteError(
                 f"no number is free for class '{name}': jobs still use the removed classes "
                 f"{', '.join(retired)}; add it after they have ended"
             )
         names[names.index("")] = name
+    if JOBS_CLASS not in names and "" in names:
+        names[max(number for number, name in enumerate(names) if not name)] = JOBS_CLASS
     return tuple(names)
 
 
@@ -87,12 +92,12 @@ def build_table(
     peers: Iterable[Network] = (),
     gateways: Iterable[IPv4Address | IPv6Address] = (),
 ) -> ClassTable:
-    """Give every network its number.
+    """Say what every network is.
 
     Raises ConfigurationError for a site network inside the sandboxes' own ranges `peers`.
     """
     peers = tuple(peers)
-    prefixes: dict[Network, int] = {}
+    prefixes: dict[Network, Destination] = {}
     for name, texts in classes.items():
         for network in map(ip_network, texts):
             for peer in peers:
@@ -101,9 +106,13 @@ def build_table(
                         f"classes.{name}: {network} lies in {peer}, where the sandboxes are; "
                         "remove it, or move the sandboxes ([addresses])"
                     )
-            prefixes[network] = names.index(name)
-    prefixes |= dict.fromkeys(peers, PEER)
-    prefixes |= {ip_network(gateway): 0 for gateway in gateways}
+            prefixes[network] = Destination(names.index(name))
+    for peer in peers:
+        prefixes[peer] = Destination(0, NOBODY)
+        if JOBS_CLASS in names:
+            first = int(peer[FIRST_SANDBOX]) & 0xFFFFFFFF
+            prefixes[peer] = Destination(names.index(JOBS_CLASS), first)
+    prefixes |= {ip_network(gateway): Destination(0) for gateway in gateways}
     return ClassTable(tuple(names), prefixes, frozenset({DEFAULT_CLASS, *classes}))
 
 

@@ -179,12 +179,12 @@ class Datapath:
             self._maps["class_names"].set(u32(number), name.encode().ljust(NAME_SIZE, b"\0"))
         for version, trie in ((4, self._maps["classes4"]), (6, self._maps["classes6"])):
             wanted = {
-                pack_prefix(network): number
-                for network, number in table.prefixes.items()
+                pack_prefix(network): destination.packed()
+                for network, destination in table.prefixes.items()
                 if network.version == version
             }
-            for key, number in wanted.items():
-                trie.set(key, u32(number))
+            for key, destination in wanted.items():
+                trie.set(key, destination)
             for key in set(trie.keys()) - wanted.keys():
                 trie.delete(key)
         self.classes = table

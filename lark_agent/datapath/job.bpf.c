@@ -6,8 +6,8 @@
  *   to_job     tc egress:  what the job receives
  *
  * Theory of operation. The interface index names the slot (`slots`), the slot its plan (`plan`).
- * A packet is parsed once into addresses and its size on the wire, then the plan and the class of
- * the remote address (`classes4`, `classes6`: longest prefix) decide. It is counted exactly once:
+ * A packet is parsed once into addresses and its size on the wire, then the plan and what the
+ * remote address is (`classes4`, `classes6`: longest prefix) decide. It is counted exactly once:
  * in `usage` if it passes, in `dropped` under the first reason that holds if it does not. An
  * interface without a slot passes nothing, so a half-built sandbox is closed.
  *
@@ -16,6 +16,12 @@
  * headers; it is cut by gso_size alone (skb_segment()), so that and not gso_segs says how many:
  * gso_segs is 0 in packets from AF_PACKET and tap. A length of 0 marks a super-packet over 64 KiB
  * (BIG TCP): then skb->len holds; IPv6 carries 8 bytes of jumbo option that never reach the wire.
+ *
+ * Jobs of this worker. The tries give the sandboxes' ranges the class `jobs` and the address of
+ * slot 0, so the other job's slot is a subtraction, and its plan says who it is: both plans must
+ * admit the other job. Both programs ask, the sender's and the receiver's, and read the same two
+ * plans, so what one job is counted to have sent to another is what that one has received. The slot
+ * is only where to look: the plan there must have the very address, so no arithmetic can admit.
  *
  * What the IP layer would refuse right after from_job has passed it (a frame for another MAC, a
  * header with a wrong checksum) is refused here, or it would count as sent without being sent.
@@ -62,6 +68,9 @@
 
 enum direction { SENT, RECEIVED };
 
+/* model.Peers: which other jobs this one admits */
+enum peers { PEERS_NONE, PEERS_OWNER, PEERS_GROUP, PEERS_ALL };
+
 /* model.DropReason */
 enum verdict {
 	NO_PLAN,
@@ -96,6 +105,15 @@ struct plan {
 	__u16 mac[3];
 	__u16 unused;
 	__u32 addr6[4]; /* zero: the job has no IPv6 */
+	__u32 peers;
+	__u64 owner; /* hash of a name; zero: of nobody */
+	__u64 group;
+};
+
+/* What an address is, by the longest prefix that covers it. */
+struct destination {
+	__u32 class;
+	__u32 first; /* in the sandboxes' ranges: the last 32 bits of slot 0's address; else zero */
 };
 
 struct prefix4 {
@@ -114,16 +132,16 @@ BPF_TABLE_PINNED("hash", __u32, __u32, slots, 1, LARK_PINS "/slots");
 BPF_TABLE_PINNED("array", __u32, struct plan, plan, 1, LARK_PINS "/plan");
 BPF_TABLE_PINNED("percpu_array", __u32, struct usage, usage, 1, LARK_PINS "/usage");
 BPF_TABLE_PINNED("percpu_array", __u32, struct dropped, dropped, 1, LARK_PINS "/dropped");
-BPF_TABLE_PINNED("lpm_trie", struct prefix4, __u32, classes4, 1, LARK_PINS "/classes4",
-		 BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("lpm_trie", struct prefix6, __u32, classes6, 1, LARK_PINS "/classes6",
-		 BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("lpm_trie", struct prefix4, struct destination, classes4, 1,
+		 LARK_PINS "/classes4", BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("lpm_trie", struct prefix6, struct destination, classes6, 1,
+		 LARK_PINS "/classes6", BPF_F_NO_PREALLOC);
 INLINE __u32 *find_slot(__u32 *ifindex) { return slots.lookup(ifindex); }
 INLINE struct plan *find_plan(__u32 *slot) { return plan.lookup(slot); }
 INLINE struct usage *find_usage(__u32 *slot) { return usage.lookup(slot); }
 INLINE struct dropped *find_dropped(__u32 *slot) { return dropped.lookup(slot); }
-INLINE __u32 *find_class4(struct prefix4 *key) { return classes4.lookup(key); }
-INLINE __u32 *find_class6(struct prefix6 *key) { return classes6.lookup(key); }
+INLINE struct destination *find4(struct prefix4 *key) { return classes4.lookup(key); }
+INLINE struct destination *find6(struct prefix6 *key) { return classes6.lookup(key); }
 #else
 #define MAP(name, kind, key_type, value_type, map_flag)                                            \
 	struct {                                                                                   \
@@ -137,14 +155,14 @@ MAP(slots, BPF_MAP_TYPE_HASH, __u32, __u32, 0);
 MAP(plan, BPF_MAP_TYPE_ARRAY, __u32, struct plan, 0);
 MAP(usage, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct usage, 0);
 MAP(dropped, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct dropped, 0);
-MAP(classes4, BPF_MAP_TYPE_LPM_TRIE, struct prefix4, __u32, BPF_F_NO_PREALLOC);
-MAP(classes6, BPF_MAP_TYPE_LPM_TRIE, struct prefix6, __u32, BPF_F_NO_PREALLOC);
+MAP(classes4, BPF_MAP_TYPE_LPM_TRIE, struct prefix4, struct destination, BPF_F_NO_PREALLOC);
+MAP(classes6, BPF_MAP_TYPE_LPM_TRIE, struct prefix6, struct destination, BPF_F_NO_PREALLOC);
 INLINE __u32 *find_slot(__u32 *ifindex) { return bpf_map_lookup_elem(&slots, ifindex); }
 INLINE struct plan *find_plan(__u32 *slot) { return bpf_map_lookup_elem(&plan, slot); }
 INLINE struct usage *find_usage(__u32 *slot) { return bpf_map_lookup_elem(&usage, slot); }
 INLINE struct dropped *find_dropped(__u32 *slot) { return bpf_map_lookup_elem(&dropped, slot); }
-INLINE __u32 *find_class4(struct prefix4 *key) { return bpf_map_lookup_elem(&classes4, key); }
-INLINE __u32 *find_class6(struct prefix6 *key) { return bpf_map_lookup_elem(&classes6, key); }
+INLINE struct destination *find4(struct prefix4 *key) { return bpf_map_lookup_elem(&classes4, key); }
+INLINE struct destination *find6(struct prefix6 *key) { return bpf_map_lookup_elem(&classes6, key); }
 #endif
 
 /* What the verdict needs to know of a packet. IPv4 addresses use the first word. */
@@ -372,21 +390,42 @@ INLINE int is_martian(const struct packet *p, const __u32 *address)
 	return (!address[0] && !address[1]) || high >> 24 == 0xff || high >> 22 == 0xfe80 >> 6;
 }
 
-INLINE __u32 class_of(const struct packet *p, const __u32 *address)
+INLINE struct destination *find_destination(const struct packet *p, const __u32 *address)
 {
-	__u32 *found;
-
 	if (p->type == TYPE_IPV4) {
 		struct prefix4 key = {.bits = 32, .address = address[0]};
 
-		found = find_class4(&key);
+		return find4(&key);
 	} else {
 		struct prefix6 key = {.bits = 128};
 
 		__builtin_memcpy(key.address, address, sizeof(key.address));
-		found = find_class6(&key);
+		return find6(&key);
 	}
-	return found ? *found : 0;
+}
+
+INLINE int admits(const struct plan *one, const struct plan *other)
+{
+	if (one->peers == PEERS_OWNER)
+		return one->owner && one->owner == other->owner;
+	if (one->peers == PEERS_GROUP)
+		return one->group && one->group == other->group;
+	return one->peers == PEERS_ALL;
+}
+
+/* The rule for other jobs of this worker; `first` is where their range of addresses begins. */
+INLINE int admit_peer(const struct plan *own, const struct packet *p, const __u32 *address,
+		      __u32 first)
+{
+	__u32 last_word = p->type == TYPE_IPV4 ? address[0] : address[3];
+	__u32 slot = bpf_ntohl(last_word) - first;
+	struct plan *peer = find_plan(&slot);
+
+	if (!peer || !(peer->flags & PLAN_ACTIVE) || !is_own_address(peer, p, address))
+		return PEER_DENIED;
+	if (is_own_address(own, p, address))
+		return PEER_DENIED;
+	return admits(own, peer) && admits(peer, own) ? PASS : PEER_DENIED;
 }
 
 INLINE int admit_arp(struct __sk_buff *skb, const struct plan *own, enum direction direction)
@@ -406,7 +445,7 @@ INLINE int admit_arp(struct __sk_buff *skb, const struct plan *own, enum directi
 	if (!same_mac(source, own->mac) || !same_mac(arp.sender_mac, own->mac))
 		return SPOOFED_MAC;
 	__builtin_memcpy(&sender, arp.sender_address, sizeof(sender));
-	return sender == own->addr4 ? PASS : SPOOFED_ADDRESS;
+	return own->addr4 && sender == own->addr4 ? PASS : SPOOFED_ADDRESS;
 }
 
 /* The rules for IP, first match wins; `row` becomes the class to count under. */
@@ -415,6 +454,7 @@ INLINE int admit_ip(struct __sk_buff *skb, const struct plan *own, const struct 
 {
 	const __u32 *local = direction == SENT ? p->source : p->destination;
 	const __u32 *remote = direction == SENT ? p->destination : p->source;
+	struct destination *found;
 
 	if (direction == SENT) {
 		__u16 source[3];
@@ -433,9 +473,10 @@ INLINE int admit_ip(struct __sk_buff *skb, const struct plan *own, const struct 
 		return MARTIAN;
 	if (direction == SENT && skb->pkt_type != TO_THIS_HOST)
 		return LINK_LAYER;
-	*row = class_of(p, remote);
-	if (*row >= CLASSES) /* the sandboxes' own ranges */
-		return PEER_DENIED;
+	found = find_destination(p, remote);
+	*row = found ? found->class % CLASSES : 0;
+	if (found && found->first)
+		return admit_peer(own, p, remote, found->first);
 	return own->classes >> *row & 1 ? PASS : CLASS_DENIED;
 }
 

@@ -4,10 +4,10 @@
 map             kind                  key → value                                  written by
 ==============  ====================  ===========================================  ==========
 slots           hash                  interface index → slot                       agent
-plan            array                 slot → flags, classes, addresses, MAC        agent
+plan            array                 slot → flags, classes, addresses, MAC, peers agent
 usage           per-CPU array         slot → (16 classes + non-IP) x 2 directions  programs
 dropped         per-CPU array         slot → drop reasons                          programs
-classes4, -6    longest-prefix tries  network → class, or PEER                     agent
+classes4, -6    longest-prefix tries  network → class, address of slot 0           agent
 class_names     array                 class → name                                 agent
 ==============  ====================  ===========================================  ==========
 
@@ -15,34 +15,55 @@ class_names     array                 class → name                            
 the name of its class means nothing, and both must survive an agent together.
 
 Sizes are those of the worker: the usage of a slot takes 544 bytes for each possible CPU (64 slots
-on 256 CPUs: 9 MB). VERSION names the layout; change it with any structure here or there.
+on 256 CPUs: 9 MB). VERSION names the layout; change it with any structure here or there, and keep
+what `lark_agent.datapath.pins` needs to carry an older one over: the sizes of its values, and how
+its plans become ours.
 """
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lark_agent.linux.bpf import NO_PREALLOC, MapKind, MapSpec
-from lark_agent.model import MAX_CLASSES, ClassUsage, Count, Direction, Drop, DropReason, Usage
+from lark_agent.model import (
+    MAX_CLASSES,
+    ClassUsage,
+    Count,
+    Direction,
+    Drop,
+    DropReason,
+    Peers,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Address, IPv6Address
 
-VERSION = 1
+VERSION = 2
+OLDER = (1,)
+"""Layouts that are carried over."""
 PROGRAMS = ("from_job", "to_job")
 
-PEER = 255
-"""The class value of the sandboxes' own ranges: other jobs on this worker."""
+FIRST_SANDBOX = 2
+"""Slot n has address n + 2 of each of the sandboxes' ranges, see lark_agent.sandbox.addressing."""
+NOBODY = 0xFFFFFFFF
+"""Instead of the address of slot 0: a range where no address is a job's."""
 ALL_CLASSES = (1 << MAX_CLASSES) - 1
 """Class mask of a job that may exchange packets with every class."""
 
 PLAN_ACTIVE = 1
+_PEERS = {Peers.NONE: 0, Peers.OWNER: 1, Peers.GROUP: 2, Peers.ALL: 3}
 _U32 = struct.Struct("=I")
-_PLAN = struct.Struct("=II4s6s2x16s")
+_PLAN = struct.Struct("=II4s6s2x16sI8s8s")
+_PLAN_STATE = struct.Struct("=II")  # how a plan begins, in every version
+_PLAN_SIZES = {1: 36, VERSION: _PLAN.size}
+_DESTINATION = struct.Struct("=II")
+_DESTINATION_SIZES = {1: 4, VERSION: _DESTINATION.size}
 _ROWS = MAX_CLASSES + 1  # the last is for frames that are not IP
 _COUNTERS = struct.Struct(f"={_ROWS * len(Direction) * 2}Q")
 _DROPS = struct.Struct(f"={len(DropReason) * 2}Q")
@@ -50,13 +71,17 @@ NAME_SIZE = 32
 _MOST_PREFIXES = 1 << 16
 
 
-def map_specs(slots: int) -> dict[str, MapSpec]:
+def map_specs(slots: int, version: int = VERSION) -> dict[str, MapSpec]:
     """Return every map of a worker with this many slots."""
-    trie = {"value_size": 4, "max_entries": _MOST_PREFIXES, "flags": NO_PREALLOC}
+    trie = {
+        "value_size": _DESTINATION_SIZES[version],
+        "max_entries": _MOST_PREFIXES,
+        "flags": NO_PREALLOC,
+    }
     return {
         # twice: a slot's next interface may exist before its last one is gone
         "slots": MapSpec(MapKind.HASH, 4, 4, 2 * slots),
-        "plan": MapSpec(MapKind.ARRAY, 4, _PLAN.size, slots),
+        "plan": MapSpec(MapKind.ARRAY, 4, _PLAN_SIZES[version], slots),
         "usage": MapSpec(MapKind.PERCPU_ARRAY, 4, _COUNTERS.size, slots),
         "dropped": MapSpec(MapKind.PERCPU_ARRAY, 4, _DROPS.size, slots),
         "classes4": MapSpec(MapKind.LPM_TRIE, 4 + 4, **trie),
@@ -74,24 +99,58 @@ def u32(number: int) -> bytes:
 class SlotPlan:
     """What the programs know of the job in a slot."""
 
-    addr4: IPv4Address
+    addr4: IPv4Address | None
     addr6: IPv6Address | None
     mac: bytes
     """The sandbox's link-layer address, 6 bytes."""
     classes: int = ALL_CLASSES
     """Bit n: the job may exchange packets with class n."""
+    peers: Peers = Peers.NONE
+    owner: str = ""
+    group: str = ""
+    """Accounting group. Nobody else has an empty owner or group."""
 
     def packed(self, *, active: bool) -> bytes:
         """Return the map value."""
+        addr4 = self.addr4.packed if self.addr4 else bytes(4)
         addr6 = self.addr6.packed if self.addr6 else bytes(16)
         flags = PLAN_ACTIVE if active else 0
-        return _PLAN.pack(flags, self.classes, self.addr4.packed, self.mac, addr6)
+        return _PLAN.pack(
+            *(flags, self.classes, addr4, self.mac, addr6),
+            *(_PEERS[self.peers], _identity(self.owner), _identity(self.group)),
+        )
 
 
 def plan_state(value: bytes | memoryview) -> tuple[bool, int]:
-    """Return (is active, class mask) of a value of the map `plan`."""
-    flags, classes, *_ = _PLAN.unpack(value)
+    """Return (is active, class mask) of a value of the map `plan`, of any version."""
+    flags, classes = _PLAN_STATE.unpack_from(value)
     return bool(flags & PLAN_ACTIVE), classes
+
+
+def carried_plan(value: bytes) -> bytes:
+    """Return a plan of an older layout in this one: no peers, as ever before."""
+    return value.ljust(_PLAN.size, b"\0")
+
+
+def _identity(name: str) -> bytes:
+    """Return what the programs compare instead of a name; zero for none.
+
+    64 bits of a cryptographic hash: a job cannot make up a name that is taken for another's.
+    """
+    return hashlib.blake2b(name.encode(), digest_size=8).digest() if name else bytes(8)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What the programs know of the addresses in a network."""
+
+    traffic_class: int
+    first: int = 0
+    """In the sandboxes' own ranges the last 32 bits of slot 0's address; else 0."""
+
+    def packed(self) -> bytes:
+        """Return the map value."""
+        return _DESTINATION.pack(self.traffic_class, self.first)
 
 
 @dataclass(frozen=True, slots=True)

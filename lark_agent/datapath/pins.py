@@ -2,7 +2,7 @@
 
 ::
 
-    <bpffs>/v1/{slots,plan,usage,…,from_job,to_job}    the set in force, of layout version 1
+    <bpffs>/v2/{slots,plan,usage,…,from_job,to_job}    the set in force, of layout version 2
     <bpffs>/loading/                                   a set being made; if found, a wreck
 
 Maps and programs are pinned into `loading` and come into force by a rename, which is atomic: a
@@ -10,9 +10,15 @@ crash leaves the old set or the new one. An agent that starts keeps the maps it 
 every counter, but always loads its own programs and renames them over the old pins, so that a new
 release's rules hold. Interfaces that have the old programs keep them until they are attached again.
 
+A set of an older layout is carried over. A map whose entries are the same in both is the same map,
+pinned in both directories: the old programs, which hang on the interfaces until they are attached
+again, and the new ones count in the same place, so no packet falls between two sets of counters.
+Plans are rewritten; classes are set anew by every agent (`Datapath.set_classes`). Until an
+interface is attached again, its old programs go by the plan and the classes of before.
+
 A set made for another number of slots is replaced if no plan in it is active, that is, if no job
-is running. With a job running, or with a layout of another version, nothing is touched and the
-error says to drain: counters are never thrown away here.
+is running. With a job running, or with a layout that this release does not know, nothing is touched
+and the error says to drain: counters are never thrown away here.
 """
 
 from __future__ import annotations
@@ -21,7 +27,15 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lark_agent.datapath import loaders
-from lark_agent.datapath.layout import PROGRAMS, VERSION, map_specs, plan_state
+from lark_agent.datapath.layout import (
+    OLDER,
+    PROGRAMS,
+    VERSION,
+    carried_plan,
+    map_specs,
+    plan_state,
+    u32,
+)
 from lark_agent.errors import PrerequisiteError
 from lark_agent.linux import bpf
 from lark_agent.linux.bpf import Map
@@ -30,6 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CURRENT = f"v{VERSION}"
+_VERSIONS = {f"v{version}": version for version in (VERSION, *OLDER)}  # the newest first
 LOADING = "loading"  # no dot in front: bpffs reserves names with dots
 
 
@@ -42,13 +57,15 @@ def open_pins(root: Path, slots: int, loader: str, python: str) -> tuple[Path, d
     _check_root(root)
     current, loading = root / CURRENT, root / LOADING
     with ExitStack() as on_failure:
-        maps = _open_usable(current, slots) if current.exists() else None
-        keep = maps is not None
+        found = next((root / name for name in _VERSIONS if (root / name).exists()), current)
+        held = _open_usable(found, slots)
+        keep = bool(held) and found == current
+        for opened in held.values():
+            on_failure.callback(opened.close)
         _remove(loading)
         loading.mkdir(mode=0o700)
         on_failure.callback(_remove, loading)
-        if maps is None:
-            maps = _create(loading, slots)
+        maps = held if keep else _create(loading, slots, held)
         for opened in maps.values():
             on_failure.callback(opened.close)
         if loader == "bcc":
@@ -63,6 +80,11 @@ def open_pins(root: Path, slots: int, loader: str, python: str) -> tuple[Path, d
         else:
             _remove(current)
             loading.rename(current)
+        for name in _VERSIONS.keys() - {CURRENT}:
+            _remove(root / name)
+        for opened in held.values():
+            if opened not in maps.values():
+                opened.close()
         on_failure.pop_all()
     return current, maps
 
@@ -76,13 +98,13 @@ def remove_pins(root: Path) -> None:
     if not root.exists():
         return
     _check_root(root)
-    plan = root / CURRENT / "plan"
-    if plan.exists():
-        with Map.open(plan) as opened:
-            if active := active_plans(opened):
-                raise PrerequisiteError(f"{len(active)} jobs are counted in {root}; it stays")
-    _remove(root / CURRENT)
-    _remove(root / LOADING)
+    for plan in (root / name / "plan" for name in _VERSIONS):
+        if plan.exists():
+            with Map.open(plan) as opened:
+                if active := active_plans(opened):
+                    raise PrerequisiteError(f"{len(active)} jobs are counted in {root}; it stays")
+    for name in (*_VERSIONS, LOADING):
+        _remove(root / name)
     root.rmdir()
 
 
@@ -104,39 +126,47 @@ def _check_root(root: Path) -> None:
         )
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = {entry.name for entry in root.iterdir() if "." not in entry.name}  # dots: the kernel's
-    if strange := sorted(found - {CURRENT, LOADING}):
+    if strange := sorted(found - {*_VERSIONS, LOADING}):
         raise PrerequisiteError(
             f"{root} holds {', '.join(strange)}, which is not of layout {CURRENT}: drain this "
             f"worker with the release that made it, then remove {root} and start again"
         )
 
 
-def _open_usable(current: Path, slots: int) -> dict[str, Map] | None:
-    """Open the maps of a set if they are as this agent would make them; None: replace the set."""
-    wanted = map_specs(slots)
+def _open_usable(found: Path, slots: int) -> dict[str, Map]:
+    """Open the maps of a set if they are as its layout says; else {}: there is none to keep."""
+    wanted = map_specs(slots, _VERSIONS[found.name])
     maps: dict[str, Map] = {}
     with ExitStack() as close:
         for name in wanted:
-            if (current / name).exists():
-                maps[name] = close.enter_context(Map.open(current / name))
+            if (found / name).exists():
+                maps[name] = close.enter_context(Map.open(found / name))
         if {name: m.spec for name, m in maps.items()} == wanted:
             close.pop_all()
             return maps
         if "plan" in maps and (active := active_plans(maps["plan"])):
             raise PrerequisiteError(
-                f"{current} was made for {maps['plan'].spec.max_entries} slots, not {slots}, and "
+                f"{found} was made for {maps['plan'].spec.max_entries} slots, not {slots}, and "
                 f"{len(active)} jobs are counted in it; set pool.slots back, or wait until they "
                 "have ended and start again"
             )
-    return None
+    return {}
 
 
-def _create(directory: Path, slots: int) -> dict[str, Map]:
+def _create(directory: Path, slots: int, older: dict[str, Map]) -> dict[str, Map]:
+    """Make a set of maps; what an older set (or {}) has is carried into it."""
     maps: dict[str, Map] = {}
     with ExitStack() as on_failure:
         for name, spec in map_specs(slots).items():
-            maps[name] = on_failure.enter_context(Map.create(name, spec))
+            if name in older and older[name].spec == spec:
+                maps[name] = older[name]
+            else:
+                maps[name] = on_failure.enter_context(Map.create(name, spec))
             bpf.pin(maps[name].fd, directory / name)
+        if older:
+            for slot in active_plans(older["plan"]):
+                value = older["plan"].get(u32(slot)) or b""
+                maps["plan"].set(u32(slot), carried_plan(value))
         on_failure.pop_all()
     return maps
 

@@ -23,7 +23,7 @@ from lark_agent.hooks import htcondor, slurm
 from lark_agent.hooks.naming import Naming
 from lark_agent.hooks.request import printable
 from lark_agent.model import Job, Scheduler
-from lark_agent.policy import ads
+from lark_agent.policy import ads, requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +51,9 @@ class Caller:
 
 def identify(request: RunRequest, caller: Caller) -> tuple[Job, Ad]:
     """Name the job; returns it with its ad (empty without one). Raises InvalidRequest."""
-    ad = ads.parse(request.job_ad, "job ad") if request.job_ad is not None else {}
+    ad: Ad = {}
+    if request.job_ad is not None:
+        ad = ads.parse(request.job_ad, "job ad", requests.NAMES)
     named = next((n for naming in NAMINGS if (n := naming(request, ad))), None)
     scheduler = named.scheduler if named else Scheduler.PLAIN
     verified = named is not None and caller.trusted_launcher

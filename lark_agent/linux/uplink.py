@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from lark_agent.linux.links import Links
 
+_DISCARDING = {6, 7, 8}
+"""rtnetlink(7): RTN_BLACKHOLE, RTN_UNREACHABLE, RTN_PROHIBIT."""
+
 
 @dataclass(frozen=True, slots=True)
 class Uplink:
@@ -55,10 +58,13 @@ def find(links: Links, wanted: str) -> Uplink:
     return Uplink(links.name_of(index), index, links.mtu(index), bool(defaults[socket.AF_INET6]))
 
 
-def overlapping_route(links: Links, network: IPv4Network | IPv6Network, own: str) -> str:
+def overlapping_route(
+    links: Links, network: IPv4Network | IPv6Network, own: str, *, delegated: bool = False
+) -> str:
     """Name a route of the host that overlaps `network`, "" if there is none.
 
-    Default routes and those of interfaces that start with `own` do not count.
+    Default routes, those of interfaces that start with `own`, and those that only discard do not
+    count; for a delegated network, nor do those by a router to something larger.
     """
     ours = set(links.names(own).values())
     family = socket.AF_INET if network.version == 4 else socket.AF_INET6
@@ -66,7 +72,11 @@ def overlapping_route(links: Links, network: IPv4Network | IPv6Network, own: str
         destination = message.get_attr("RTA_DST")
         if destination is None or message.get_attr("RTA_OIF") in ours:
             continue
+        if message["type"] in _DISCARDING:
+            continue
         route = ip_network(f"{destination}/{message['dst_len']}", strict=False)
+        if delegated and message.get_attr("RTA_GATEWAY") and route.prefixlen < network.prefixlen:
+            continue
         if route.version == network.version and route.overlaps(network):
             return str(route)
     return ""
@@ -75,14 +85,14 @@ def overlapping_route(links: Links, network: IPv4Network | IPv6Network, own: str
 _FORWARDING = {"ipv4": "net/ipv4/ip_forward", "ipv6": "net/ipv6/conf/all/forwarding"}
 
 
-def let_forward(uplink: Uplink) -> set[str]:
+def let_forward(uplink: Uplink, *, ipv6: bool) -> set[str]:
     """Let the kernel forward for the sandboxes; returns the families where it did not before.
 
     Forwarding makes an interface ignore router advertisements unless accept_ra is 2
     (Documentation/networking/ip-sysctl.rst), so that is set first where they were accepted: the
     worker must not lose its own IPv6 route.
     """
-    wanted = ["ipv4", "ipv6"] if uplink.has_ipv6 else ["ipv4"]
+    wanted = ["ipv4", "ipv6"] if ipv6 else ["ipv4"]
     opened = {family for family in wanted if sysctl.read(_FORWARDING[family]) == "0"}
     if "ipv6" in opened:
         key = f"net/ipv6/conf/{uplink.interface}/accept_ra"

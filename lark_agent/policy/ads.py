@@ -26,11 +26,13 @@ _REAL = re.compile(r"[+-]?\d{1,30}\.?\d{0,30}(?:[eE][+-]?\d{1,3})?")
 _ESCAPES = {'\\"': '"', "\\\\": "\\", "\\n": "\n", "\\t": "\t", "\\'": "'"}
 
 
-def parse(data: bytes, kind: str) -> Ad:
+def parse(data: bytes, kind: str, requests: frozenset[str] = frozenset()) -> Ad:
     """Return the literal attributes of an ad; `kind` ("job ad") names it in errors.
 
-    Names keep the case of the ad (ClassAds compare them without it). Raises InvalidRequest if the
-    bytes are not an ad at all.
+    Names keep the case of the ad (ClassAds compare them without it). `requests` are lower-case
+    names by which the ad's writer asks for something: to pass over one because it is an expression
+    would be to ignore a request in silence. Raises InvalidRequest for these, and if the bytes are
+    not an ad at all.
     """
     if len(data) > MAX_BYTES:
         raise InvalidRequest(
@@ -50,6 +52,11 @@ def parse(data: bytes, kind: str) -> Ad:
         value = _literal(match[2])
         if value is not None:
             ad[match[1]] = value
+        elif match[1].lower() in requests and match[2].strip().lower() != "undefined":
+            raise InvalidRequest(
+                f"the {kind} has {match[1]} = {match[2][:80]}, which is an expression; "
+                "write the value itself: true, a number, or a text in double quotes"
+            )
         if len(ad) > MAX_ATTRIBUTES:
             raise InvalidRequest(f"the {kind} has over {MAX_ATTRIBUTES} attributes")
     if not looks_like_one:

@@ -13,6 +13,7 @@ reason stands at most once, since totals are booked by its name. A final record 
 from __future__ import annotations
 
 import re
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, TypeVar
 
 from lark_agent.accounting.questions import GroupBy, JobFilter, JobRun, Sample, Total, Totals
@@ -91,6 +92,8 @@ def record_to_wire(record: Record) -> record_pb2.Record:
         exit_status=record.exit_status,
         first_port=record.first_port,
         last_port=record.last_port,
+        ipv4=record.ipv4,
+        ipv6=record.ipv6,
         usage=_usage_to_wire(record.usage),
     )
 
@@ -127,6 +130,8 @@ def record_from_wire(message: record_pb2.Record) -> Record:
         exit_status=message.exit_status,
         first_port=message.first_port,
         last_port=message.last_port,
+        ipv4=message.ipv4,
+        ipv6=message.ipv6,
         usage=_usage_from_wire(message.usage),
     )
     check_record(record)
@@ -162,8 +167,24 @@ def check_record(record: Record) -> None:
         raise InvalidRecord(
             f"{record.attachment_id}: ports {record.first_port} to {record.last_port} are no block"
         )
+    _check_address(record, "ipv4", IPv4Address)
+    _check_address(record, "ipv6", IPv6Address)
     if record.final and not record.ended_ns:
         raise InvalidRecord(f"{record.attachment_id}: final without ended_ns")
+
+
+def _check_address(record: Record, field: str, kind: type[IPv4Address | IPv6Address]) -> None:
+    """Take an address only in the one way of writing it: people search for it as text."""
+    text = getattr(record, field)
+    try:
+        known = not text or str(kind(text)) == text
+    except ValueError:
+        known = False
+    if not known:
+        raise InvalidRecord(
+            f"{record.attachment_id}: {field}: {text[:MAX_TEXT]!r} is not an address as {field} "
+            "ones are written"
+        )
 
 
 def check_text(field: str, text: str) -> None:

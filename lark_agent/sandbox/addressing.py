@@ -2,13 +2,14 @@
 
 Names, link-layer addresses, IP addresses and NAT ports are computed, never looked up or stored, so
 that what is found in the kernel after a crash says by itself which slot it belongs to, and a port
-seen on the outside says which slot used it. One gateway address serves all sandboxes (each has a
-point-to-point link of its own). MAC addresses are locally administered and stable for a slot.
+(`nat`) or an address (`routed`) seen on the outside says which slot used it. One gateway address
+serves all sandboxes of a kind (each has a point-to-point link of its own). MAC addresses are
+locally administered and stable for a slot.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ PREFIX = "lark"
 
 INSIDE = "eth0"
 """Name of the interface in the sandbox."""
+
+Address = IPv4Address | IPv6Address
+_GATEWAY, _FIRST = 1, 2
 
 
 def name(slot: int) -> str:
@@ -44,8 +48,38 @@ def mac_outside(slot: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Delegated:
+    """The arithmetic of the prefixes that are routed to this worker; either may be missing."""
+
+    network4: IPv4Network | None = None
+    network6: IPv6Network | None = None
+
+    @property
+    def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """The prefixes that there are."""
+        return tuple(n for n in (self.network4, self.network6) if n is not None)
+
+    @property
+    def gateways(self) -> tuple[Address, ...]:
+        """The host's address on every routed sandbox's link, for each prefix."""
+        return tuple(network[_GATEWAY] for network in self.networks)
+
+    def ipv4(self, slot: int) -> IPv4Address | None:
+        """Address of the slot's sandbox, None without a prefix."""
+        return self.network4[_FIRST + slot] if self.network4 else None
+
+    def ipv6(self, slot: int) -> IPv6Address | None:
+        """Address of the slot's sandbox, None without a prefix."""
+        return self.network6[_FIRST + slot] if self.network6 else None
+
+    def pairs(self, slot: int) -> list[tuple[Address, Address]]:
+        """Return (address, gateway) of the slot's sandbox, for each prefix."""
+        return [(network[_FIRST + slot], network[_GATEWAY]) for network in self.networks]
+
+
+@dataclass(frozen=True, slots=True)
 class Addressing:
-    """The arithmetic for one configuration."""
+    """The arithmetic for one configuration; without more words, that of `nat`."""
 
     network4: IPv4Network
     network6: IPv6Network
@@ -53,36 +87,60 @@ class Addressing:
     first_port: int
     ports: int
     """Ports in one slot's block."""
+    routed: Delegated = field(default=Delegated(), repr=False)
+    """Not in the repr, by which recovery compares: records carry the addresses of routed jobs."""
 
     @classmethod
     def of(cls, settings: AgentSettings) -> Addressing:
         """Take ranges from the configuration."""
-        slots = settings.pool.slots
+        slots, ranges = settings.pool.slots, settings.addresses
         return cls(
-            IPv4Network(settings.addresses.ipv4),
-            IPv6Network(settings.addresses.ipv6),
+            IPv4Network(ranges.ipv4),
+            IPv6Network(ranges.ipv6),
             slots,
             settings.nat.first_port,
             (settings.nat.last_port - settings.nat.first_port + 1) // slots,
+            Delegated(
+                IPv4Network(ranges.routed4) if ranges.routed4 else None,
+                IPv6Network(ranges.routed6) if ranges.routed6 else None,
+            ),
         )
+
+    @property
+    def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
+        """Every range that sandboxes have addresses of."""
+        return (self.network4, self.network6, *self.routed.networks)
+
+    @property
+    def gateways(self) -> tuple[Address, ...]:
+        """The worker's own addresses in those ranges."""
+        return (self.gateway4, self.gateway6, *self.routed.gateways)
 
     @property
     def gateway4(self) -> IPv4Address:
         """The host's address on every sandbox link."""
-        return self.network4[1]
+        return self.network4[_GATEWAY]
 
     @property
     def gateway6(self) -> IPv6Address:
         """The host's address on every sandbox link."""
-        return self.network6[1]
+        return self.network6[_GATEWAY]
 
     def ipv4(self, slot: int) -> IPv4Address:
         """Address of the slot's sandbox."""
-        return self.network4[2 + slot]
+        return self.network4[_FIRST + slot]
 
     def ipv6(self, slot: int) -> IPv6Address:
         """Address of the slot's sandbox."""
-        return self.network6[2 + slot]
+        return self.network6[_FIRST + slot]
+
+    def addresses_of(self, slot: int) -> tuple[Address, ...]:
+        """Every address that a sandbox of this slot can have, whatever its kind.
+
+        A leftover's slot may lie above `slots`, where delegated prefixes need not reach.
+        """
+        routed = self.routed.pairs(slot) if slot < self.slots else []
+        return (self.ipv4(slot), self.ipv6(slot), *(address for address, _ in routed))
 
     def block(self, slot: int) -> tuple[int, int]:
         """First and last port of the slot's NAT block."""

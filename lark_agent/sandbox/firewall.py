@@ -9,11 +9,16 @@ nft 1.0.6 cannot load interval maps for IPv6.
 The output chain keeps the worker's own multicast (membership reports, mDNS) off the sandboxes'
 links, where the datapath would count it as dropped for a job that has nothing to do with it.
 
-The forward chain lets only answers in. Everything that a job must not do is already decided by the
-datapath on its own link; the rules here keep neighbours of the worker out, and keep untranslated
-packets (which connection tracking found invalid) from leaving with a private address. Where the
-worker forwards at all only because the agent needs it, neighbours cannot use it as a router:
-connections from beyond the uplink are dropped unless somebody translated them on purpose (DNAT).
+The forward chain lets only answers in, and lets jobs have each other: which of them, the datapath
+has decided on the link of the one and will again on the link of the other, and no state of a
+connection comes between. That a packet is from a job shows in where it comes from: from elsewhere,
+a source in the sandboxes' ranges is forged. Everything else that a job must not do is already
+decided by the datapath on its own link; the rules here keep neighbours of the worker out, and keep
+untranslated packets (which connection tracking found invalid) from leaving with a private address.
+What comes for an address of a delegated prefix that no sandbox has is dropped too: it would go back
+to the router, and come again. Where the worker forwards at all only because the agent needs it,
+neighbours cannot use it as a router: connections from beyond the uplink are dropped unless somebody
+translated them on purpose (DNAT).
 """
 
 from __future__ import annotations
@@ -71,10 +76,12 @@ table inet {TABLE} {{
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
-    iifname "{PREFIX}*" oifname "{PREFIX}*" drop
+    iifname "{PREFIX}*" oifname "{PREFIX}*" accept
+{_forged(addressing)}
     iifname "{PREFIX}*" ct state invalid counter drop
     oifname "{PREFIX}*" ct state established,related accept
     oifname "{PREFIX}*" counter drop
+{_unused(addressing)}
 {closed}
   }}
 {_dns(addressing, stub) if stub else ""}
@@ -104,6 +111,21 @@ def _block(addressing: Addressing, slot: int) -> str:
     meta l4proto {{ tcp, udp }} masquerade to :{first}-{last}
     masquerade
   }}"""
+
+
+def _unused(addressing: Addressing) -> str:
+    return "\n".join(
+        f"    {'ip' if network.version == 4 else 'ip6'} daddr {network} counter drop"
+        for network in addressing.routed.networks
+    )
+
+
+def _forged(addressing: Addressing) -> str:
+    return "\n".join(
+        f'    oifname "{PREFIX}*" {"ip" if network.version == 4 else "ip6"} saddr {network} '
+        "counter drop"
+        for network in addressing.networks
+    )
 
 
 def _dns(addressing: Addressing, stub: IPv4Address) -> str:

@@ -87,7 +87,16 @@ class Pool:
         return len(self._condemned)
 
     def take_ready(self, kind: Connectivity) -> Sandbox | None:
-        """Return a sandbox if one is ready and nobody waits for it."""
+        """Return a sandbox if one is ready and nobody waits for it.
+
+        Raises Unavailable if this worker has none of that kind, ever: a reload of the policy may
+        ask for what the agent was not started with.
+        """
+        if kind not in self._drivers:
+            raise Unavailable(
+                f"this worker has no {kind} networks; the admin has to give [addresses] {kind}6 or "
+                f"{kind}4 and restart lark-agent"
+            )
         self._work.set()
         self._last_take = self._clock()
         if self._ready[kind] and not self._waiting[kind]:
@@ -97,7 +106,7 @@ class Pool:
     async def take(self, kind: Connectivity, timeout: float) -> Sandbox:  # noqa: ASYNC109  the message names it
         """Return a sandbox, waiting up to `timeout` seconds in the order of the callers.
 
-        Raises Unavailable if none becomes free.
+        Raises Unavailable if none becomes free, or can be made.
         """
         ready = self.take_ready(kind)
         if ready is not None:

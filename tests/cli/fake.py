@@ -48,6 +48,8 @@ def make_record(number: int, **changes: object) -> Record:
             exit_reason=ExitReason.EXITED,
             first_port=10240 + 352 * (number % 64),
             last_port=10591 + 352 * (number % 64),
+            ipv4=f"100.98.0.{2 + number % 64}",
+            ipv6=f"fd6c:6172:6b00::{2 + number % 64:x}",
             usage=Usage(
                 (
                     ClassUsage("campus", Count(1000, 52_000), Count(20_000, 29_536_789)),

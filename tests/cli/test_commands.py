@@ -92,6 +92,8 @@ def test_jobs_json_is_the_documented_contract(
                 "final": True,
                 "first_port": 10592,
                 "last_port": 10943,
+                "ipv4": "100.98.0.3",
+                "ipv6": "fd6c:6172:6b00::3",
                 "sent": {"packets": 1001, "bytes": 52_060},
                 "received": {"packets": 20_001, "bytes": 29_536_833},
                 "classes": [

@@ -125,6 +125,9 @@ ENTER = "/usr/libexec/lark/lark-enter"
         ("ports", sysctl("net/ipv4/ip_local_reserved_ports", "80,10240-20000"), "warn", "does not cover 10240-32767", "restart"),
         ("addresses", file("/proc/net/route", HEAD + "vpn0\t00006264" + ROUTE.format(mask="0000C0FF")), "fail", "100.98.0.0/16 overlaps this worker's route to 100.64.0.0/10 by vpn0", "[addresses] ipv4"),
         ("addresses", settings(addresses=Addresses(ipv6="2001:db8:1::/64")), "fail", "2001:db8:1::/64 by eth0", "[addresses] ipv6"),
+        ("addresses", settings(addresses=Addresses(routed6="2001:db8:1::7:0/112")), "fail", "2001:db8:1::/64 by eth0", "[addresses] routed6"),
+        ("resolver", settings(addresses=Addresses(routed6="2001:db8:7::/112")), "warn", "IPv6 only", "[addresses] routed4"),
+        ("forwarding", both(settings(addresses=Addresses(routed6="2001:db8:7::/112")), file("/proc/net/ipv6_route", ""), sysctl("net/ipv6/conf/all/forwarding", "0")), "fail", "jobs have no IPv6", "forwarding=1"),
         ("resolver", file("/etc/resolv.conf", "nameserver ::1\n"), "fail", "::1", "resolv.conf(5)"),
         ("wrapper", answer("wrapper", None), "fail", "lark-run is not installed", "lark-agent install-wrapper"),
         ("wrapper", lambda m: m.remove(ENTER), "fail", f"{ENTER} does not exist", "side by side"),
@@ -180,6 +183,8 @@ def test_each_fault_is_found_with_its_remedy(
         ("journal", settings(paths=Paths(state="/var/lib/new")), "/var/lib/new: 10.0 GB free"),
         ("collector", said(collector=""), "none configured"),
         ("addresses", settings(pool=Pool(slots=4)), "is free"),
+        ("addresses", settings(addresses=Addresses(routed4="198.18.7.0/24")), "198.18.7.0/24 is free; the site's router has to"),
+        ("addresses", both(settings(addresses=Addresses(routed4="198.18.7.0/24")), file("/proc/net/route", HEAD + "eth0\t000012C6\t010200C0\t0003\t0\t0\t0\t0000FEFF\t0\t0\t0\n")), "198.18.7.0/24 is free"),
     ],
 )  # fmt: skip
 def test_what_is_no_fault_is_not_blamed(

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from lark_agent.cli import reference
-from lark_agent.config import AgentSettings, CollectorSettings, Profile, Rule, parse
+from lark_agent.config import AgentSettings, CollectorSettings, Profile, Rule, Values, parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +51,7 @@ def test_the_printed_file_has_every_key(
             assert f"\n{key.name} = " in f"\n{text}" or f"\n# {key.name}: " in text, key.name
 
 
-@pytest.mark.parametrize("struct", [AgentSettings, CollectorSettings, Profile, Rule])
+@pytest.mark.parametrize("struct", [AgentSettings, CollectorSettings, Profile, Rule, Values])
 def test_every_key_is_explained(struct: type[Section]) -> None:
     """A key without a docstring would have an empty cell; a bar would break the table."""
     for key in keys(struct):
@@ -75,12 +75,15 @@ def test_types_are_named_as_toml_knows_them() -> None:
     assert named["classes"] == "table of lists of strings"
     assert named["rules"] == "list of tables"
     profile = {key.name: reference.words(key.kind) for key in keys(Profile)}
-    assert profile == {"connectivity": '`"nat"` or `"none"`', "reach": "list of strings"}
+    assert profile == {
+        "connectivity": '`"nat"` or `"none"` or `"routed"`',
+        "reach": "list of strings",
+        "peers": '`"none"` or `"owner"` or `"group"` or `"all"`',
+    }
+    assert named["machine"] == "table of strings or integers or numbers or booleans"
 
 
 def test_required_keys_are_told() -> None:
     """A rule without a condition is no rule."""
-    assert {key.name for key in keys(Rule) if key.default is msgspec.NODEFAULT} == {
-        "when",
-        "profile",
-    }
+    required = {key.name for key in keys(Rule) if key.default is msgspec.NODEFAULT}
+    assert required == {"when"}

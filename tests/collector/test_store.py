@@ -66,7 +66,7 @@ def contents(engine: sql.Engine) -> list[Any]:
 
 def test_a_record_comes_back_as_it_was(store: Store, answers: Answers) -> None:
     """Every field of a record survives the store."""
-    first = record()
+    first = replace(record(), ipv4="100.98.0.3", ipv6="fd6c:6172:6b00::3")
     last = finished(later(first, {"campus": 500, "other": 7}))
     put(store, first, last)
     assert kept(answers) == [last]
@@ -367,6 +367,24 @@ def test_a_new_store_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     assert "u.sqlite-wal" in modes
 
 
+def test_an_older_schema_is_converted(tmp_path: Path) -> None:
+    """A store of version 1 keeps its records, which have no addresses, and takes new ones."""
+    engine, store, _ = open_store(tmp_path / "u.sqlite")
+    old, new = record(1), replace(record(2), ipv4="198.18.7.3", ipv6="2001:db8:7::3")
+    put(store, old)
+    engine.dispose()
+    with sqlite3.connect(tmp_path / "u.sqlite") as raw:
+        for column in ("ipv4", "ipv6"):
+            raw.execute(f"ALTER TABLE records DROP COLUMN {column}")
+        raw.execute("UPDATE meta SET value = 1 WHERE name = 'schema'")
+    raw.close()
+    for _ in range(2):  # what is converted is not converted again
+        engine, store, answers = open_store(tmp_path / "u.sqlite")
+        put(store, new)
+        assert sorted(kept(answers), key=lambda r: r.attachment_id) == [old, new]
+        engine.dispose()
+
+
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     """A store that a newer version wrote is not touched; the text names both versions."""
     engine, _, _ = open_store(tmp_path / "u.sqlite")
@@ -374,7 +392,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "u.sqlite") as raw:
         raw.execute("UPDATE meta SET value = 99 WHERE name = 'schema'")
     raw.close()
-    with pytest.raises(StoreError, match=r"schema 99; this lark-collector knows 1"):
+    with pytest.raises(StoreError, match=r"schema 99; this lark-collector knows 2"):
         open_engine(f"sqlite:///{tmp_path}/u.sqlite")
 
 

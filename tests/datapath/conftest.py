@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import pytest
 
 from lark_agent.datapath import Datapath, load
 from tests.conftest import mount
-from tests.datapath.network import BPFFS, Network
+from tests.datapath.network import BPFFS, HOST_MAC, Network, sh
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,13 @@ def datapath(fresh_host: Path) -> Iterator[Datapath]:
 def network(datapath: Datapath) -> Network:
     """Connect a job's sandbox to a far host through the datapath."""
     return Network(datapath)
+
+
+@pytest.fixture
+def bench(fresh_host: Path) -> int:
+    """Make an interface for test runs; gives its index."""
+    sh(f"ip link add bench address {HOST_MAC.hex(':')} type veth peer name other")
+    return socket.if_nametoindex("bench")
 
 
 @pytest.fixture

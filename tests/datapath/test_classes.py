@@ -13,9 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lark_agent.datapath.classes import assign, build_table
-from lark_agent.datapath.layout import ALL_CLASSES, PEER
+from lark_agent.datapath.layout import ALL_CLASSES, NOBODY, Destination
 from lark_agent.errors import ConfigurationError, PrerequisiteError
-from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES, Count, Direction, DropReason
+from lark_agent.model import (
+    BUILT_IN_CLASSES,
+    DEFAULT_CLASS,
+    JOBS_CLASS,
+    MAX_CLASSES,
+    Count,
+    Direction,
+    DropReason,
+)
 from tests.datapath.network import FAR4, FAR6, GATEWAYS, PEERS, PLAN, SLOT, Network, total
 
 if TYPE_CHECKING:
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
 NAMES = [f"class{n}" for n in range(20)]
 
 
-@given(st.lists(st.tuples(st.lists(st.sampled_from(NAMES), max_size=15, unique=True),
+@given(st.lists(st.tuples(st.lists(st.sampled_from(NAMES), max_size=14, unique=True),
                           st.sets(st.integers(0, 15)))))  # fmt: skip
 def test_numbers_never_wander(steps: list[tuple[list[str], set[int]]]) -> None:
     """Whatever the site does, a number that stays wanted or in use keeps its name."""
@@ -34,9 +42,12 @@ def test_numbers_never_wander(steps: list[tuple[list[str], set[int]]]) -> None:
             after = assign(before, in_use, wanted)
         except PrerequisiteError:
             held = {n for n, name in enumerate(before) if n in in_use and name}
-            assert len(set(wanted) | {before[n] for n in held if n}) > MAX_CLASSES - 1
+            assert len(set(wanted) | {before[n] for n in held if n}) > MAX_CLASSES - len(
+                BUILT_IN_CLASSES
+            )
             continue
         assert after[0] == DEFAULT_CLASS
+        assert JOBS_CLASS in after
         assert len(after) == MAX_CLASSES
         assert set(wanted) <= set(after)
         named = [name for name in after if name]
@@ -56,15 +67,27 @@ def test_a_network_among_the_sandboxes_is_refused() -> None:
 
 
 def test_wider_networks_leave_sandboxes_apart() -> None:
-    """A class around the sandboxes' ranges is allowed; the ranges stay peers, the gateway other."""
-    networks: dict[IPv4Network | IPv6Network, int] = dict(
+    """A class around the sandboxes' ranges is allowed; the ranges stay jobs, the gateway other."""
+    networks: dict[IPv4Network | IPv6Network, Destination] = dict(
         build_table(
             assign((), (), ["shared"]), {"shared": ["100.64.0.0/10"]}, PEERS, GATEWAYS
         ).prefixes
     )
-    assert networks[ip_network("100.64.0.0/10")] == 1
-    assert networks[ip_network("100.98.0.0/16")] == PEER
-    assert networks[ip_network("100.98.0.1/32")] == 0
+    jobs = MAX_CLASSES - 1
+    assert networks[ip_network("100.64.0.0/10")] == Destination(1)
+    assert networks[ip_network("100.98.0.0/16")] == Destination(jobs, 0x64620002)
+    assert networks[ip_network("fd6c:6172:6b00::/64")] == Destination(jobs, 2)
+    assert networks[ip_network("100.98.0.1/32")] == Destination(0)
+
+
+def test_without_a_number_for_jobs_nobody_is_a_peer() -> None:
+    """Classes that a release without `jobs` left in use keep their numbers; it takes the first."""
+    names = [DEFAULT_CLASS, *NAMES[:15]]
+    after = assign(names, range(16), NAMES[:14])
+    assert after == tuple(names)
+    table = build_table(after, {name: [] for name in NAMES[:14]}, PEERS, GATEWAYS)
+    assert table.prefixes[PEERS[0]] == Destination(0, NOBODY)
+    assert assign(names, range(15), NAMES[:14])[15] == JOBS_CLASS
 
 
 def test_mask_of_unknown_class_is_refused() -> None:
@@ -73,8 +96,9 @@ def test_mask_of_unknown_class_is_refused() -> None:
     assert table.mask(None) == ALL_CLASSES
     assert table.mask({"campus"}) == 0b10
     assert table.mask(frozenset()) == 0
-    with pytest.raises(ConfigurationError, match="no class 'cloud'; known: campus, other"):
-        table.mask({"cloud"})
+    for unknown in ("cloud", JOBS_CLASS):
+        with pytest.raises(ConfigurationError, match=f"no class '{unknown}'; known: campus, other"):
+            table.mask({unknown})
 
 
 def exchange(network: Network, family: int, address: str) -> None:

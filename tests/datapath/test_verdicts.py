@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,29 +15,19 @@ from tests.datapath.frames import ip4, ipv4
 from tests.datapath.network import (
     BPFFS,
     GATEWAYS,
-    HOST_MAC,
     PEERS,
     PLAN,
     SLOT,
-    sh,
     total,
 )  # fmt: skip
 from tests.datapath.testrun import DROPPED, PASSED, Frame, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from lark_agent.datapath import Counters
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def bench(fresh_host: Path) -> int:
-    """Make an interface for test runs; gives its index."""
-    sh(f"ip link add bench address {HOST_MAC.hex(':')} type veth peer name other")
-    return socket.if_nametoindex("bench")
 
 
 def prepare(datapath: Datapath, ifindex: int) -> None:

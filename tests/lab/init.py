@@ -38,7 +38,7 @@ def main() -> None:
     try:
         socket.sethostname("worker1")
         filesystem.build(topology.CAMPUS.ipv4)
-        topology.build(ipv6=options["ipv6"], mtu=options["mtu"])
+        topology.build(**options)
     except (OSError, topology.BuildError) as error:
         sys.exit(str(error))
     socket.send_fds(control, [b'{"ready": true}'], [os.pidfd_open(os.getpid())])

@@ -104,8 +104,11 @@ def enter(host: str) -> None:
             raise OSError(number, f"cannot enter host {host}: {os.strerror(number)}")
 
 
-def build(*, ipv6: bool, mtu: int) -> None:
-    """Make hosts, links, addresses and routes; called once, by the lab's process 1."""
+def build(*, ipv6: bool, mtu: int, delegated: list[str]) -> None:
+    """Make hosts, links, addresses and routes; called once, by the lab's process 1.
+
+    `delegated` prefixes are what the router sends on to the worker.
+    """
     _ip(
         "link set lo up",
         *(f"netns add {name}" for name in HOSTS[1:]),
@@ -117,6 +120,10 @@ def build(*, ipv6: bool, mtu: int) -> None:
     _at(ROUTER, partial(_configure_router, ipv6))
     for host in (WORKER, *FAR):
         _at(host.name, partial(_configure_host, host, ipv6))
+    gateways = {prefix: WORKER.ipv6 if ":" in prefix else WORKER.ipv4 for prefix in delegated}
+    routes = [f"route add {prefix} via {gateway}" for prefix, gateway in gateways.items()]
+    if routes:
+        _at(ROUTER, partial(_ip, *routes))
 
 
 def _far_link(host: Host) -> str:

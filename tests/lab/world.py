@@ -48,10 +48,15 @@ READY_SECONDS = 30.0
 
 
 class Lab:
-    """One laboratory; a context manager. `mtu` is that of the worker's uplink."""
+    """One laboratory; a context manager.
 
-    def __init__(self, *, ipv6: bool = True, mtu: int = 1500) -> None:
-        self._options = {"ipv6": ipv6, "mtu": mtu}
+    `mtu` is that of the worker's uplink; the router sends `delegated` prefixes on to the worker.
+    """
+
+    def __init__(
+        self, *, ipv6: bool = True, mtu: int = 1500, delegated: Sequence[str] = ()
+    ) -> None:
+        self._options = {"ipv6": ipv6, "mtu": mtu, "delegated": list(delegated)}
         self._numbers = itertools.count(1)
         self._processes: list[Process] = []
 

@@ -111,12 +111,34 @@ def test_overlapping_routes_are_found(fresh_host: Path) -> None:
         assert uplink.overlapping_route(links, ip_network("fd00::/64"), "lark") == ""
 
 
+def test_a_delegated_network_may_lie_behind_a_router(fresh_host: Path) -> None:
+    """Larger networks by way of a router, and routes that discard, are no overlap of it."""
+    add_link("up0")
+    ip(
+        "address add 10.1.2.1/24 dev up0", "route add 172.16.0.0/12 via 10.1.2.9",
+        "route add 172.16.9.0/25 via 10.1.2.9", "route add unreachable 172.16.7.0/24",
+        "route add blackhole 172.16.8.0/28", "address add 2001:db8::1/64 dev up0 nodad",
+        "route add 2001:db8:7::/48 via 2001:db8::9", "route add unreachable 2001:db8:7:1::/112",
+    )  # fmt: skip
+
+    def overlap(text: str, *, delegated: bool = True) -> str:
+        return uplink.overlapping_route(links, ip_network(text), "lark", delegated=delegated)
+
+    with Links() as links:
+        assert overlap("172.16.7.0/24") == overlap("172.16.8.0/24") == ""
+        assert overlap("2001:db8:7:1::/112") == ""
+        assert overlap("172.16.9.0/24") == overlap("172.16.9.0/25") == "172.16.9.0/25"
+        assert overlap("10.1.2.128/25") == "10.1.2.0/24"
+        assert overlap("2001:db8::7:0/112") == "2001:db8::/64"
+        assert overlap("172.16.7.0/24", delegated=False) == "172.16.0.0/12"
+
+
 def test_forwarding_keeps_the_workers_own_route(fresh_host: Path) -> None:
     """Where router advertisements were accepted they still are, although the worker forwards."""
     add_link("up0")
     key = Path("/proc/sys/net/ipv6/conf/up0/accept_ra")
     key.write_text("1")
-    uplink.let_forward(uplink.Uplink("up0", 2, 1500, has_ipv6=True))
+    uplink.let_forward(uplink.Uplink("up0", 2, 1500, has_ipv6=True), ipv6=True)
     assert key.read_text().strip() == "2"
     assert Path("/proc/sys/net/ipv6/conf/all/forwarding").read_text().strip() == "1"
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"

@@ -67,6 +67,8 @@ def records(draw: st.DrawFn) -> Record:
             exit_status=st.integers(0, 2**32 - 1),
             first_port=st.just(first),
             last_port=st.just(last),
+            ipv4=st.just("") | st.ip_addresses(v=4).map(str),
+            ipv6=st.just("") | st.ip_addresses(v=6).map(str),
             usage=USAGES,
         )
     )
@@ -141,6 +143,11 @@ def test_as_many_classes_and_reasons_as_allowed_are_taken() -> None:
         (lambda m: setattr(m.usage.classes[0].sent, "bytes", 2**63), "count"),
         (lambda m: setattr(m, "last_port", 65536), "ports"),
         (lambda m: setattr(m, "first_port", 9), "ports"),
+        (lambda m: setattr(m, "ipv4", "198.18.7.256"), "ipv4: '198.18.7.256' is not"),
+        (lambda m: setattr(m, "ipv4", "2001:db8::1"), "ipv4"),
+        (lambda m: setattr(m, "ipv6", "198.18.7.2"), "ipv6"),
+        (lambda m: setattr(m, "ipv6", "2001:DB8:0::1"), "ipv6"),
+        (lambda m: setattr(m, "ipv6", "x" * 10**6), "ipv6: '" + "x" * 256 + "' is"),
         (lambda m: setattr(m, "final", True), "final"),
         (lambda m: m.usage.classes.append(m.usage.classes[0]), "twice"),
         (lambda m: m.usage.classes.extend([m.usage.classes[0]] * 16), "classes: 17"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Network, IPv6Network
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lark_agent.config import AgentSettings, Nat, Pool
+from lark_agent.config import Addresses, AgentSettings, Nat, Pool
 from lark_agent.sandbox import addressing
-from lark_agent.sandbox.addressing import Addressing
+from lark_agent.sandbox.addressing import Addressing, Delegated
 
 SLOTS = st.integers(0, 4095)
 
@@ -23,6 +25,59 @@ def test_slots_share_nothing(one: int, other: int) -> None:
     assert addressing.mac_inside(one) != addressing.mac_outside(other)
     assert numbers.ipv4(one) not in {numbers.gateway4, numbers.network4.broadcast_address}
     assert numbers.ipv6(one) in numbers.network6
+
+
+PREFIXES4 = st.integers(8, 30).flatmap(
+    lambda bits: st.integers(0, 2**bits - 1).map(
+        lambda number: IPv4Network((number << (32 - bits), bits))
+    )
+)
+PREFIXES6 = st.integers(8, 126).flatmap(
+    lambda bits: st.integers(0, 2**bits - 1).map(
+        lambda number: IPv6Network((number << (128 - bits), bits))
+    )
+)
+
+
+@given(st.none() | PREFIXES4, st.none() | PREFIXES6, st.data())
+def test_delegated_addresses_say_their_slot(
+    network4: IPv4Network | None, network6: IPv6Network | None, data: st.DataObject
+) -> None:
+    """Whatever the prefixes, an address lies in one, is no gateway, and gives back its slot."""
+    routed = Delegated(network4, network6)
+    least = min((n.num_addresses for n in routed.networks), default=4096)
+    slot = data.draw(st.integers(0, min(least - 3, 4095)))
+    for network, address in ((network4, routed.ipv4(slot)), (network6, routed.ipv6(slot))):
+        assert (address is None) == (network is None)
+        if address is not None and network is not None:
+            assert address in network
+            assert address not in routed.gateways
+            assert int(address) - int(network.network_address) == 2 + slot
+    assert routed.pairs(slot) == list(
+        zip(filter(None, (routed.ipv4(slot), routed.ipv6(slot))), routed.gateways, strict=True)
+    )
+
+
+def test_a_slot_above_the_pool_has_no_delegated_address() -> None:
+    """A leftover of a larger pool can be dismantled though the prefix does not reach so far."""
+    settings = AgentSettings(addresses=Addresses(routed4="198.18.7.0/24"), pool=Pool(slots=200))
+    numbers = Addressing.of(settings)
+    assert str(numbers.addresses_of(199)[-1]) == "198.18.7.201"
+    assert numbers.addresses_of(4095) == (numbers.ipv4(4095), numbers.ipv6(4095))
+
+
+def test_a_prefix_is_no_other_numbering() -> None:
+    """What recovery compares is as before routed was there, and the same with any prefix."""
+    plain = Addressing.of(AgentSettings())
+    routed = Addressing.of(AgentSettings(addresses=Addresses(routed6="2001:db8:7::/112")))
+    assert (
+        repr(plain)
+        == repr(routed)
+        == (
+            "Addressing(network4=IPv4Network('100.98.0.0/16'), "
+            "network6=IPv6Network('fd6c:6172:6b00::/64'), slots=64, first_port=10240, ports=352)"
+        )
+    )
 
 
 @given(SLOTS)

@@ -58,8 +58,8 @@ for sock in kept:
     sock.send(b"x")
     assert sock.recv(1) == b"x"
 """
-TINY_BLOCKS = QUICK + "[nat]\nfirst_port = 10240\nlast_port = 10403\n"
-"""Four blocks of 41 ports."""
+TINY_BLOCKS = QUICK + "[nat]\nfirst_port = 10240\nlast_port = 10407\n"
+"""Four blocks of 42 ports: of an odd number connect() may miss one (__inet_hash_connect())."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_the_outside_sees_ports_of_the_block(world: Lab, tmp_path: Path) -> None
     assert len(ports) >= 4
     assert record.first_port <= min(ports)
     assert max(ports) <= record.last_port
-    assert record.last_port - record.first_port == 40
+    assert record.last_port - record.first_port == 41
     assert {packet.proto for packet in outward(packets)} == {6, 17}
     assert {packet.src for packet in outward(packets)} == {WORKER.ipv4, WORKER.ipv6}
     assert counted(record) == seen(packets)
@@ -115,7 +115,7 @@ def test_a_job_out_of_ports_is_told_before_it_is_counted(world: Lab, tmp_path: P
         done = job.result()
         assert done.status == 0, done.stderr
         record = final(world, job.job_id)
-    assert done.stdout == "41 EADDRNOTAVAIL\n"
+    assert done.stdout == "42 EADDRNOTAVAIL\n"
     assert counted(record) == seen(flows(capture.path))
 
 
@@ -153,7 +153,7 @@ def test_jobs_side_by_side_have_ports_of_their_own(world: Lab, tmp_path: Path) -
 def test_the_worker_keeps_off_the_blocks(world: Lab) -> None:
     """The blocks are reserved: a program of the worker never gets one of them by chance."""
     reserved = world.run(["cat", "/proc/sys/net/ipv4/ip_local_reserved_ports"]).stdout
-    assert reserved.strip() == "10240-10403"
+    assert reserved.strip() == "10240-10407"
 
 
 def test_rules_do_not_change_with_jobs(world: Lab) -> None:

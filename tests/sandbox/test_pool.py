@@ -244,6 +244,19 @@ def test_a_failed_build_is_tried_again_and_told_to_those_who_wait() -> None:
     play(world, scene)
 
 
+def test_a_kind_that_this_worker_has_not_is_refused_at_once() -> None:
+    """A policy may ask for what the agent was not started with: the refusal says what to do."""
+    world = World(slots=2, ready=1)
+
+    async def scene() -> None:
+        await world.settled()
+        with pytest.raises(Unavailable, match=r"no routed networks.*routed6.*restart"):
+            await world.pool.take(Connectivity.ROUTED, 30)
+        assert world.pool.ready == 1
+
+    play(world, scene)
+
+
 def test_nothing_stands_after_the_end() -> None:
     """`empty` takes down what holds no job, and only that."""
     world = World(slots=6, ready=3)

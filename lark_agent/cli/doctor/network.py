@@ -56,7 +56,8 @@ def forwarding(probe: Probe) -> Iterator[Finding]:
     """Check that the kernel forwards; the agent turns it on when it starts."""
     running = _agent_answers(probe)
     versions = {4: "net/ipv4/ip_forward"}
-    if any(r.network.version == 6 and r.network.prefixlen == 0 for r in probe.routes()):
+    has_ipv6 = any(r.network.version == 6 and r.network.prefixlen == 0 for r in probe.routes())
+    if has_ipv6 or probe.settings.addresses.routed6:
         versions[6] = "net/ipv6/conf/all/forwarding"
     for version, key in versions.items():
         name = key.replace("/", ".")
@@ -137,8 +138,11 @@ def covered(first: int, last: int, reserved: str) -> bool:
 def addresses(probe: Probe) -> Iterator[Finding]:
     """Check that the sandboxes' addresses are nobody else's."""
     ranges = probe.settings.addresses
-    for key, text in (("ipv4", ranges.ipv4), ("ipv6", ranges.ipv6)):
-        network = ip_network(text)
+    for key in ("ipv4", "ipv6", "routed4", "routed6"):
+        text = getattr(ranges, key)
+        if not text:
+            continue
+        network, delegated = ip_network(text), key.startswith("routed")
         clash = [
             route
             for route in probe.routes()
@@ -146,13 +150,17 @@ def addresses(probe: Probe) -> Iterator[Finding]:
             and route.network.prefixlen > 0
             and route.network.overlaps(network)
             and not route.interface.startswith(PREFIX)
+            # a delegated prefix may be a part of what lies behind the router
+            and not (delegated and route.by_router and route.network.prefixlen < network.prefixlen)
         ]
         for route in clash:
             yield fail(
                 f"{text} overlaps this worker's route to {route.network} by {route.interface}",
                 f"choose another range as [addresses] {key}",
             )
-        if not clash:
+        if not clash and delegated:
+            yield ok(f"{text} is free; the site's router has to route it to this worker")
+        elif not clash:
             yield ok(f"{text} is free")
 
 
@@ -171,3 +179,9 @@ def names(probe: Probe) -> Iterator[Finding]:
         yield ok(f"the worker's stub resolver {found.stub}, reached by way of the gateway")
     else:
         yield ok(f"sandboxes ask {', '.join(servers)}")
+    ranges = probe.settings.addresses
+    if ranges.routed6 and not ranges.routed4 and not any(":" in server for server in servers):
+        yield warn(
+            "routed sandboxes have IPv6 only, and no name server has an IPv6 address",
+            f"name one with an IPv6 address in {resolver.RESOLV_CONF}, or give [addresses] routed4",
+        )

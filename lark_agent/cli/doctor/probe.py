@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from lark_agent.config import AgentSettings
     from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 
-RTF_UP, RTF_REJECT, RTF_ADDRCONF = 0x0001, 0x0200, 0x00040000  # include/uapi/linux/{,ipv6_}route.h
+# include/uapi/linux/{,ipv6_}route.h
+RTF_UP, RTF_GATEWAY, RTF_REJECT, RTF_ADDRCONF = 0x0001, 0x0002, 0x0200, 0x00040000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Route:
     metric: int
     advertised: bool = False
     """Learned from an IPv6 router advertisement."""
+    by_router: bool = False
+    """The network is behind a router, not on the link itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +124,12 @@ def routes4(text: str) -> Iterator[Route]:
     """Read /proc/net/route: addresses are hexadecimal in the machine's byte order."""
     for line in text.splitlines()[1:]:
         words = line.split()
-        if len(words) < 8 or not int(words[3], 16) & RTF_UP or int(words[3], 16) & RTF_REJECT:
+        flags = int(words[3], 16) if len(words) >= 8 else 0
+        if not flags & RTF_UP or flags & RTF_REJECT:
             continue
         address, mask = (IPv4Address(struct.pack("=I", int(words[i], 16))) for i in (1, 7))
         network = ip_network(f"{address}/{mask}", strict=False)
-        yield Route(network, words[0], int(words[6]))
+        yield Route(network, words[0], int(words[6]), by_router=bool(flags & RTF_GATEWAY))
 
 
 def routes6(text: str) -> Iterator[Route]:
@@ -138,7 +142,10 @@ def routes6(text: str) -> Iterator[Route]:
         network = IPv6Network((IPv6Address(int(words[0], 16)), int(words[1], 16)), strict=False)
         link_only = network.network_address.is_link_local or network.network_address.is_multicast
         if flags & RTF_UP and not flags & RTF_REJECT and not link_only:
-            yield Route(network, words[9], int(words[5], 16), bool(flags & RTF_ADDRCONF))
+            yield Route(
+                network, words[9], int(words[5], 16), bool(flags & RTF_ADDRCONF),
+                bool(flags & RTF_GATEWAY),
+            )  # fmt: skip
 
 
 def mounts(text: str) -> Iterator[Mount]:

@@ -1,0 +1,49 @@
+"""Connectivity `routed`: addresses of a prefix delegated to the worker, no translation.
+
+The site's router routes the prefix to the worker, which routes each sandbox's address (/32, /128)
+to its veth (`lark_agent.sandbox.veth`). The far end sees the job's own address, so the address
+names the job: slot n has the n-th address after the gateway's, and the job's record has it too.
+There is no port block; sockets use the kernel's usual ephemeral range.
+
+Inbound is as with `nat`: the firewall lets answers in and drops what is unsolicited before it
+comes to the job's link, so it counts for nobody. What comes for an address that no sandbox has is
+dropped there as well; the worker's default route would send it back to the router, round and round
+until its TTL ends (RFC 7084, WPD-5).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lark_agent.model import Connectivity
+from lark_agent.sandbox.connectivity import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lark_agent.errors import LarkError
+    from lark_agent.sandbox.addressing import Addressing
+    from lark_agent.sandbox.veth import Veths
+
+
+class RoutedDriver:
+    """Builds sandboxes with addresses of the delegated prefixes."""
+
+    def __init__(self, numbers: Addressing, veths: Veths) -> None:
+        self._numbers = numbers
+        self._veths = veths
+
+    def check(self) -> None:
+        """Check that the prefixes are nobody else's; raises PrerequisiteError."""
+        self._veths.check_free(self._numbers.routed.networks, delegated=True)
+
+    def set_up(self, slot: int) -> Sandbox:
+        """Build the sandbox of a slot."""
+        routed = self._numbers.routed
+        sandbox = Sandbox(slot, Connectivity.ROUTED, routed.ipv4(slot), routed.ipv6(slot))
+        return self._veths.build(sandbox, routed.pairs(slot))
+
+    def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
+        """Dismantle."""
+        addresses = {a for s in sandboxes for a in self._numbers.addresses_of(s.slot)}
+        return self._veths.dismantle(sandboxes, addresses)

@@ -1,0 +1,93 @@
+"""The worker's side that all sandboxes share: firewall, forwarding, and the resolver they ask.
+
+Made before the first sandbox, followed while there are any: the worker's resolver may change, and
+IPv6 may come later than the agent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lark_agent.linux import nftables, uplink
+from lark_agent.sandbox import firewall, resolver
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lark_agent.sandbox.addressing import Addressing
+    from lark_agent.sandbox.veth import Veths
+
+
+class WorkerSide:
+    """Belongs to the thread of `veths`."""
+
+    def __init__(self, numbers: Addressing, veths: Veths, run_directory: Path) -> None:
+        self._numbers = numbers
+        self._veths = veths
+        self._resolv_conf = run_directory / "resolv.conf"
+        self._forwarding = run_directory / "forwarding"
+        self.resolver = resolver.read(numbers.gateway4)
+
+    @property
+    def uplink(self) -> uplink.Uplink:
+        """The uplink as it is now."""
+        return self._veths.uplink
+
+    def prepare(self) -> None:
+        """Write firewall, sysctls and resolv.conf."""
+        self._write_resolv_conf()
+        self._let_stub()
+        self._let_forward()
+
+    def follow(self) -> bool:
+        """Take over the worker's resolver and uplink; returns whether the MTU had changed."""
+        stub, had_ipv6 = self.resolver.stub, self._veths.uplink.has_ipv6
+        self._write_resolv_conf()
+        if self.resolver.stub != stub:
+            self._let_stub()
+        changed = self._veths.follow_uplink()
+        if self._veths.uplink.has_ipv6 and not had_ipv6:
+            self._let_forward()
+        return changed
+
+    def _write_resolv_conf(self) -> None:
+        """Write the sandboxes' resolv.conf, in place: running jobs see it by a bind mount."""
+        self.resolver = resolver.read(self._numbers.gateway4)
+        text = "# written by lark-agent for the job sandboxes\n" + self.resolver.text
+        if not self._resolv_conf.exists() or self._resolv_conf.read_text(encoding="utf-8") != text:
+            self._resolv_conf.write_text(text, encoding="utf-8")
+            self._resolv_conf.chmod(0o644)
+
+    def _let_stub(self) -> None:
+        self._write_firewall()
+        self._veths.let_stub(allowed=self.resolver.stub is not None)
+
+    def _let_forward(self) -> None:
+        delegated6 = self._numbers.routed.network6 is not None
+        ipv6 = self._veths.uplink.has_ipv6 or delegated6
+        opened = self._opened() | uplink.let_forward(self._veths.uplink, ipv6=ipv6)
+        self._forwarding.write_text(" ".join(sorted(opened)), encoding="ascii")
+        self._write_firewall()
+
+    def _opened(self) -> set[str]:
+        """Return the families that this worker forwards only for us; also after a restart."""
+        if not self._forwarding.exists():
+            return set()
+        return set(self._forwarding.read_text(encoding="ascii").split())
+
+    def _write_firewall(self) -> None:
+        interface, opened = self._veths.uplink.interface, self._opened()
+        nftables.run(firewall.ruleset(self._numbers, self.resolver.stub, interface, opened))
+
+    def restore_firewall(self) -> bool:
+        """Write the firewall again if somebody removed it; returns whether that was so."""
+        if firewall.stands():
+            return False
+        self._write_firewall()
+        return True
+
+    def withdraw(self) -> None:
+        """Take back what `prepare` changed, for an agent without jobs."""
+        nftables.run(firewall.removal())
+        uplink.stop_forwarding(self._opened())
+        self._forwarding.unlink(missing_ok=True)

@@ -1,0 +1,245 @@
+"""A release with another layout takes over from the one before, with jobs running.
+
+`layout1.bpf.o` is the object that the last release of layout 1 installed, without its debug
+information; the pins here are made with it and with structures written out by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import pytest
+from pyroute2 import IPRoute
+
+from lark_agent.datapath import Datapath, load, unload
+from lark_agent.datapath.attach import attach_programs
+from lark_agent.datapath.layout import u32
+from lark_agent.errors import PrerequisiteError
+from lark_agent.linux import libbpf
+from lark_agent.linux.bpf import NO_PREALLOC, Map, MapKind, MapSpec, pin
+from lark_agent.model import JOBS_CLASS, Count, Direction
+from tests.datapath.network import (
+    BPFFS,
+    FAR4,
+    GATEWAYS,
+    JOB4,
+    JOB6,
+    JOB_MAC,
+    PEERS,
+    PLAN,
+    SLOT,
+    Network,
+    total,
+)
+from tests.datapath.test_hostile import until
+from tests.datapath.test_pins import entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(sys.byteorder == "big", reason="the old object is little-endian"),
+]
+OBJECT = Path(__file__).with_name("layout1.bpf.o")
+PROGRAMS = ("from_job", "to_job")
+CAMPUS = 2  # a class that the old release had given this number
+OLD_PLAN = struct.pack(
+    "=II4s6s2x16s",
+    *(1, 0xFFFF, socket.inet_aton(JOB4), JOB_MAC, socket.inet_pton(socket.AF_INET6, JOB6)),
+)
+DATAGRAM = 128  # 100 bytes, UDP and IPv4 headers
+
+
+def old_specs(slots: int) -> dict[str, MapSpec]:
+    return {
+        "slots": MapSpec(MapKind.HASH, 4, 4, 2 * slots),
+        "plan": MapSpec(MapKind.ARRAY, 4, 36, slots),
+        "usage": MapSpec(MapKind.PERCPU_ARRAY, 4, 17 * 2 * 16, slots),
+        "dropped": MapSpec(MapKind.PERCPU_ARRAY, 4, 8 * 16, slots),
+        "classes4": MapSpec(MapKind.LPM_TRIE, 8, 4, 1 << 16, NO_PREALLOC),
+        "classes6": MapSpec(MapKind.LPM_TRIE, 20, 4, 1 << 16, NO_PREALLOC),
+        "class_names": MapSpec(MapKind.ARRAY, 4, 32, 16),
+    }
+
+
+class OldRelease:
+    """What the release of layout 1 leaves in the kernel."""
+
+    def __init__(self, slots: int = 8) -> None:
+        place = BPFFS / "v1"
+        place.mkdir(parents=True)
+        with ExitStack() as close:
+            maps = {
+                name: close.enter_context(Map.create(name, spec))
+                for name, spec in old_specs(slots).items()
+            }
+            maps["class_names"].set(u32(CAMPUS), b"campus".ljust(32, b"\0"))
+            used = {name: m.fd for name, m in maps.items() if name != "class_names"}
+            self.programs = libbpf.load_programs(OBJECT, used, PROGRAMS)
+            for name, fd in {**{n: m.fd for n, m in maps.items()}, **self.programs}.items():
+                pin(fd, place / name)
+
+    def begin_job(self, ifindex: int) -> None:
+        """Let the job of slot 3 pass through the interface, to campus."""
+        with Map.open(BPFFS / "v1" / "slots") as slots:
+            slots.set(u32(ifindex), u32(SLOT))
+        with Map.open(BPFFS / "v1" / "classes4") as classes:
+            classes.set(struct.pack("=I", 32) + socket.inet_aton(FAR4), u32(CAMPUS))
+        with IPRoute() as netlink:
+            attach_programs(netlink, ifindex, self.programs)
+        with Map.open(BPFFS / "v1" / "plan") as plan:
+            plan.set(u32(SLOT), OLD_PLAN)
+
+    def close(self) -> None:
+        for fd in self.programs.values():
+            os.close(fd)
+
+
+@pytest.fixture
+def old_job(network: Network) -> Network:
+    """Run a job in its sandbox under the old release."""
+    network.datapath.deactivate(SLOT)
+    network.datapath.close()
+    unload(BPFFS)
+    release = OldRelease()
+    release.begin_job(network.ifindex)
+    release.close()
+    return network
+
+
+@pytest.fixture
+def old_release(fresh_host: Path) -> Iterator[OldRelease]:
+    """Leave what the old release makes, without a job."""
+    release = OldRelease()
+    yield release
+    release.close()
+
+
+def datagrams(network: Network, number: int) -> None:
+    with network.sandbox.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(number):
+            sender.sendto(bytes(100), (FAR4, 9))
+
+
+def take_over(network: Network) -> Datapath:
+    """Do what an agent does at its start."""
+    datapath = load(BPFFS, 8)
+    datapath.set_classes({"campus": [f"{FAR4}/32"]}, PEERS, GATEWAYS)
+    with IPRoute() as netlink:
+        datapath.attach(netlink, network.ifindex, SLOT)
+    return datapath
+
+
+def test_a_running_job_is_carried_over(old_job: Network) -> None:
+    """Plan, binding, counters and the names of classes stay; the old set goes."""
+    datagrams(old_job, 5)
+    datapath = take_over(old_job)
+    assert entries(BPFFS) == {"v2"}
+    assert datapath.active_slots() == {SLOT}
+    assert datapath.bindings() == {old_job.ifindex: SLOT}
+    assert datapath.classes.names[CAMPUS] == "campus"
+    assert JOBS_CLASS in datapath.classes.names
+    datagrams(old_job, 7)
+    counters = datapath.read([SLOT])[SLOT]
+    assert counters.used_by(CAMPUS, Direction.SENT) == Count(12, 12 * DATAGRAM)
+    assert total(counters, Direction.SENT) == Count(12, 12 * DATAGRAM)
+    datapath.deactivate(SLOT)
+    datapath.settle()
+    datagrams(old_job, 1)
+    assert datapath.read([SLOT])[SLOT].used == counters.used, "the old programs are gone"
+    datapath.close()
+
+
+def test_no_packet_falls_between_two_layouts(old_job: Network) -> None:
+    """While datagrams flow, an old release is taken over; each is counted, and counted once."""
+    receiver = old_job.far.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.bind((FAR4, 9))
+    sender = old_job.sandbox.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    stop, sent = Event(), 0
+
+    def send() -> None:
+        nonlocal sent
+        while not stop.is_set():
+            sender.sendto(bytes(100), (FAR4, 9))
+            sent += 1
+
+    traffic = Thread(target=send)
+    traffic.start()
+    until(lambda: sent > 1000)
+    datapath = take_over(old_job)
+    taken_at = sent
+    until(lambda: sent > taken_at + 1000)
+    stop.set()
+    traffic.join()
+    datapath.settle()
+    counters = datapath.read([SLOT])[SLOT]
+    assert counters.used_by(CAMPUS, Direction.SENT) == Count(sent, sent * DATAGRAM)
+    assert sum(counters.dropped) == 0
+    datapath.close()
+
+
+def test_counters_without_a_plan_are_carried_too(old_job: Network) -> None:
+    """An agent that ended between the last reading and the final record left counters behind."""
+    datagrams(old_job, 3)
+    with Map.open(BPFFS / "v1" / "plan") as plan:
+        plan.set(u32(SLOT), bytes(36))
+    with load(BPFFS, 8) as datapath:
+        assert datapath.active_slots() == set()
+        assert datapath.bindings() == {old_job.ifindex: SLOT}
+        assert total(datapath.read([SLOT])[SLOT], Direction.SENT) == Count(3, 3 * DATAGRAM)
+
+
+def test_another_size_of_an_older_layout_waits_for_the_jobs(old_release: OldRelease) -> None:
+    """As with the present layout: refused while a job runs, replaced when none does."""
+    with Map.open(BPFFS / "v1" / "plan") as plan:
+        plan.set(u32(SLOT), OLD_PLAN)
+        with pytest.raises(PrerequisiteError, match="v1 was made for 8 slots, not 16, and 1 job"):
+            load(BPFFS, 16)
+        with pytest.raises(PrerequisiteError, match="1 jobs are counted"):
+            unload(BPFFS)
+        assert entries(BPFFS) == {"v1"}
+        assert entries(BPFFS / "v1") == {*old_specs(8), *PROGRAMS}
+        plan.set(u32(SLOT), bytes(36))
+    with load(BPFFS, 16) as larger:
+        assert larger.slots == 16
+    assert entries(BPFFS) == {"v2"}
+
+
+def test_a_failed_take_over_leaves_the_old_set(old_release: OldRelease) -> None:
+    """A loader that fails leaves the older pins in force and nothing beside them."""
+    with pytest.raises(PrerequisiteError, match="cannot run bcc"):
+        load(BPFFS, 8, "bcc", "/nowhere/python3")
+    assert entries(BPFFS) == {"v1"}
+    assert entries(BPFFS / "v1") == {*old_specs(8), *PROGRAMS}
+
+
+def test_bcc_takes_over_from_an_older_layout(old_job: Network, kernel_headers: None) -> None:
+    """The other loader carries over as well."""
+    datagrams(old_job, 2)
+    with load(BPFFS, 8, "bcc") as compiled:
+        compiled.set_classes({"campus": [f"{FAR4}/32"]}, PEERS, GATEWAYS)
+        with IPRoute() as netlink:
+            compiled.attach(netlink, old_job.ifindex, SLOT)
+        datagrams(old_job, 2)
+        assert total(compiled.read([SLOT])[SLOT], Direction.SENT) == Count(4, 4 * DATAGRAM)
+
+
+def test_a_crash_after_the_take_over(old_release: OldRelease) -> None:
+    """Both sets found: the newer one is in force, and the older one is removed."""
+    with load(BPFFS, 8) as datapath:
+        datapath.activate(SLOT, PLAN)
+    with ExitStack() as close:
+        (BPFFS / "v1").mkdir()
+        for name, spec in old_specs(8).items():
+            pin(close.enter_context(Map.create(name, spec)).fd, BPFFS / "v1" / name)
+    with load(BPFFS, 8) as again:
+        assert again.active_slots() == {SLOT}
+    assert entries(BPFFS) == {"v2"}
