@@ -44,7 +44,7 @@ from lark_agent.policy import ads
 from lark_agent.policy.site import Asking
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from lark_agent.agent.attachments import Attachment, Attachments
@@ -86,6 +86,7 @@ class Gate:
         self._host = namespaces.identity("/proc/self/ns/net")
         self._users: dict[int, tuple[str, float]] = {}
         self._open_by_user: Counter[int] = Counter()
+        self._asking: Counter[int] = Counter()
         self._conversations: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
         self.refusals: Counter[str] = Counter()
@@ -170,7 +171,8 @@ class Gate:
             close_aside([connection.detach()], partial(self._closed, peer.uid))
 
     def _closed(self, uid: int) -> None:
-        self._loop.call_soon_threadsafe(self._forget, uid)
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and its counters with it
+            self._loop.call_soon_threadsafe(self._forget, uid)
 
     def _forget(self, uid: int) -> None:
         self._open_by_user[uid] -= 1
@@ -186,24 +188,10 @@ class Gate:
             user = await self._user(peer.uid)
             shared = any(fnmatchcase(user, pattern) for pattern in self._settings.shared_accounts)
             caller = Caller(peer.pid, peer.uid, user, self._launched(peer.pid), shared)
-            if not caller.trusted_launcher:
-                self._limit(peer.uid)
-            planned = await self._plan(connection, request, caller)
-            if planned is None:
+            with self._limited(caller):
+                attachment = await self._attach(connection, request, caller, pidfd)
+            if attachment is None:
                 return None
-            job, plan = planned
-            sandbox = self._pool.take_ready(plan.connectivity) or await _unless_hung_up(
-                connection, self._pool.take(plan.connectivity, self._settings.pool.wait_seconds)
-            )
-            if sandbox is None or not process.alive(pidfd):
-                if sandbox is not None:
-                    self._pool.put_back(sandbox)
-                return None
-            try:
-                attachment = await self._attachments.begin(job, plan, sandbox, pidfd, peer.pid)
-            except BaseException:
-                self._pool.condemn(sandbox)
-                raise
             pidfd = -1  # the attachment's now
         finally:
             if pidfd >= 0:
@@ -211,6 +199,27 @@ class Gate:
         self._grant(connection, attachment)
         self._attachments.tell(attachment)  # after the job was let go: it waits for none of this
         return attachment
+
+    async def _attach(
+        self, connection: socket.socket, request: wire.RunRequest, caller: Caller, pidfd: int
+    ) -> Attachment | None:
+        """Decide, get a sandbox, begin; None if the caller went away meanwhile."""
+        planned = await self._plan(connection, request, caller)
+        if planned is None:
+            return None
+        job, plan = planned
+        sandbox = self._pool.take_ready(plan.connectivity) or await _unless_hung_up(
+            connection, self._pool.take(plan.connectivity, self._settings.pool.wait_seconds)
+        )
+        if sandbox is None or not process.alive(pidfd):
+            if sandbox is not None:
+                self._pool.put_back(sandbox)
+            return None
+        try:
+            return await self._attachments.begin(job, plan, sandbox, pidfd, caller.pid)
+        except BaseException:
+            self._pool.condemn(sandbox)
+            raise
 
     async def _plan(
         self, connection: socket.socket, request: wire.RunRequest, caller: Caller
@@ -257,14 +266,23 @@ class Gate:
             self._users[uid] = name, now + _USER_SECONDS
         return name
 
-    def _limit(self, uid: int) -> None:
-        """Refuse a user who already holds what one may hold outside the batch system."""
-        most = self._settings.pool.per_user
-        if self._attachments.held_by(uid) >= most:
+    @contextlib.contextmanager
+    def _limited(self, caller: Caller) -> Iterator[None]:
+        """Refuse a user who holds, or waits for, what one may have outside the batch system."""
+        if caller.trusted_launcher:
+            yield
+            return
+        uid, most = caller.uid, self._settings.pool.per_user
+        if self._attachments.held_by(uid) + self._asking[uid] >= most:
             raise Unavailable(
                 f"you have {most} jobs with a network already that no batch system started; wait "
                 "for one to end (the admin can raise [pool] per_user)"
             )
+        self._asking[uid] += 1
+        try:
+            yield
+        finally:
+            self._asking[uid] -= 1
 
     def _launched(self, pid: int) -> bool:
         """Tell whether the batch system itself started the caller."""

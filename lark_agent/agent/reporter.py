@@ -67,21 +67,16 @@ class Reporter:
                 async with grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel:
                     await self._stream(channel)
             except grpc.aio.AioRpcError as error:
-                self._failed(f"{error.code().name}: {error.details()}")
+                why = f"{error.code().name}: {error.details()}"
             except (RemoteError, TimeoutError) as error:
-                self._failed(str(error) or f"no answer within {_ANSWER_SECONDS:g} s")
-            if self._was_connected:
+                why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
+            if self.state == "connected":
                 pause = _FIRST_PAUSE
+            if why != self.state:  # say it once, not at every attempt
+                log.warning("cannot report", collector=self._address, error=why)
+            self.state = why
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  spreads workers, not a secret
             pause = min(pause * 2, _LONGEST_PAUSE)
-
-    _was_connected = False
-
-    def _failed(self, why: str) -> None:
-        if why != self.state:  # say it once, not at every attempt
-            log.warning("cannot report", collector=self._address, error=why)
-        self._was_connected = self.state == "connected"
-        self.state = why
 
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         stub: report_pb2_grpc.CollectorAsyncStub = report_pb2_grpc.CollectorStub(channel)

@@ -92,6 +92,15 @@ def test_one_user_cannot_take_every_sandbox(worker: tuple[Lab, Process]) -> None
         holder.signal(9)
 
 
+def test_a_burst_does_not_get_past_the_limit(lab: Lab) -> None:
+    """Those who still wait for a sandbox count as well: of six at once, two get one."""
+    lab.agent(QUICK.replace("slots = 4", "slots = 4\nper_user = 2"))
+    wrapped = ["/run/lark-bin/lark-run", "sleep", "60"]
+    crowd = [lab.start(wrapped, user="alice") for _ in range(6)]
+    until(lambda: sum(one.poll() == 125 for one in crowd) == 4, "four refusals")
+    until(lambda: len(held(lab, "alice")) == 2, "two jobs")
+
+
 def held(lab: Lab, user: str) -> list[str]:
     """Return the pids of sleeping jobs of a user."""
     found = lab.run(["pgrep", "-u", user, "-x", "sleep"], check=False).stdout
