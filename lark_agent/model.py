@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 MAX_CLASSES = 16
 """Destination classes, built-in ones included (the width of the kernel's counters)."""
@@ -23,9 +24,15 @@ DEFAULT_CLASS = "other"
 """The class of every destination that no site class covers."""
 
 JOBS_CLASS = "jobs"
-"""The class of the other jobs of this worker, which `Peers` and not `reach` admits."""
+"""The class of other jobs, which `Peers` and not `reach` admits."""
 
-BUILT_IN_CLASSES = (DEFAULT_CLASS, JOBS_CLASS)
+WORKER_CLASS = "worker"
+"""The class of the worker's own addresses, which the plan's services and not `reach` admit."""
+
+BUILT_IN_CLASSES = (DEFAULT_CLASS, JOBS_CLASS, WORKER_CLASS)
+
+MAX_CHANGES = 64
+"""Changes that a record keeps."""
 
 
 class Scheduler(StrEnum):
@@ -43,6 +50,20 @@ class Connectivity(StrEnum):
     NONE = "none"
     ROUTED = "routed"
     """Addresses of a prefix that is routed to the worker; no translation."""
+    BRIDGE = "bridge"
+    """A port of a Linux bridge of the site."""
+    MACVLAN = "macvlan"
+    """A link-layer address of its own on one of the worker's interfaces."""
+    VLAN = "vlan"
+    """A port of an 802.1Q network, made on demand."""
+    OVS = "ovs"
+    """A port of an Open vSwitch bridge."""
+    HOST = "host"
+    """No sandbox: the worker's own network, counted by cgroup."""
+
+
+LAYER2 = frozenset({Connectivity.BRIDGE, Connectivity.MACVLAN, Connectivity.VLAN, Connectivity.OVS})
+"""Connectivities whose sandboxes sit on a network of the site, which a name picks."""
 
 
 class Peers(StrEnum):
@@ -53,6 +74,29 @@ class Peers(StrEnum):
     """Jobs of the same owner (LARK: split pool)."""
     GROUP = "group"
     """Jobs of the same accounting group, if they have one."""
+    ALL = "all"
+
+
+class Family(StrEnum):
+    """Which address families a job uses."""
+
+    ANY = "any"
+    """Those that its worker has."""
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+    BOTH = "both"
+    """Both, or the job does not run here."""
+
+
+class Inbound(StrEnum):
+    """What may come in to a job that others send without being asked."""
+
+    NONE = "none"
+    """Nothing comes in at all, not even answers."""
+    ESTABLISHED = "established"
+    """Answers to what the job sent."""
+    PORTS = "ports"
+    """Answers, and whatever is for the plan's ports."""
     ALL = "all"
 
 
@@ -176,15 +220,77 @@ class Job:
     """True if a process of the batch system itself, not of the job's user, launched the job."""
 
 
+class Port(NamedTuple):
+    """A transport protocol and one of its ports."""
+
+    protocol: str
+    """tcp or udp."""
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.protocol}/{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bit/s of IP packets in each direction, as the job sees them; 0: none given."""
+
+    sent: int = 0
+    received: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.sent or self.received)
+
+    def of(self, direction: Direction) -> int:
+        """Return the rate of one direction."""
+        return self.sent if direction is Direction.SENT else self.received
+
+
+DEFAULT_PRIORITY = 4
+"""Of 0 (first) to 7."""
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkPlan:
     """What one job may do on the network: the policy's complete, validated answer."""
 
     profile: str
     connectivity: Connectivity
+    network: str = ""
+    """Name of the site's network that a sandbox of layer 2 sits on; else empty."""
+    ip: Family = Family.ANY
     reach: frozenset[str] | None = None
     """Names of the classes the job may exchange packets with; None means all."""
     peers: Peers = Peers.NONE
+    inbound: Inbound = Inbound.ESTABLISHED
+    ports: tuple[Port, ...] = ()
+    """What `Inbound.PORTS` opens."""
+    services: frozenset[str] | None = None
+    """Names of the worker's listed services that the job may use; None means all of them."""
+    rate: Rates = Rates()
+    """Most that the job gets."""
+    guarantee: Rates = Rates()
+    """What the job gets whenever it wants it, however busy the uplink is."""
+    queue: str = ""
+    """Name of the site's queue that the job shares the uplink in; empty: none."""
+    priority: int = DEFAULT_PRIORITY
+    """Who borrows first what others leave: 0 to 7, 0 first."""
+    dscp: int = 0
+    """Differentiated services code point (RFC 2474) of every packet the job sends, 0 to 63."""
+    flow_label: int = 0
+    """IPv6 flow label (RFC 6437) of every packet the job sends, 20 bits."""
+    quotas: tuple[str, ...] = ()
+    """Names of the site's quotas that hold for the job."""
+
+
+class Change(NamedTuple):
+    """Something about an attachment that was changed while the job ran."""
+
+    at_ns: int
+    by: str
+    """A person's name, or "quota NAME"."""
+    setting: str
+    value: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +326,12 @@ class Record:
     """The sandbox's address; with routed what others see, with nat private; "" if it has none."""
     ipv6: str = ""
     """As ipv4."""
+    network: str = ""
+    """The site's network that a sandbox of layer 2 sits on."""
+    cost: int = 0
+    """What the usage costs by the site's prices, in millionths of its currency unit."""
+    changes: tuple[Change, ...] = ()
+    """What was changed while the job ran, oldest first; the oldest go beyond `MAX_CHANGES`."""
     usage: Usage = field(default_factory=Usage)
 
     def sampled(self, usage: Usage, now_ns: int) -> Record:

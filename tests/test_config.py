@@ -228,15 +228,15 @@ def test_nested_networks_are_two_classes() -> None:
     assert set(parse(AgentSettings, text, "f").classes) == {"a", "b"}
 
 
-def test_at_most_fourteen_classes_fit_beside_the_built_in() -> None:
+def test_at_most_thirteen_classes_fit_beside_the_built_in() -> None:
     """The kernel's counters are sixteen wide."""
 
     def classes(number: int) -> str:
         return "[classes]\n" + "\n".join(f'c{n} = ["10.{n}.0.0/16"]' for n in range(number))
 
-    assert len(parse(AgentSettings, classes(14), "f").classes) == 14
-    (line,) = refusal(classes(15))
-    assert line.startswith("classes: 15 classes; at most 14 fit beside other and jobs")
+    assert len(parse(AgentSettings, classes(13), "f").classes) == 13
+    (line,) = refusal(classes(14))
+    assert line.startswith("classes: 14 classes; at most 13 fit beside other and jobs and worker")
     for name in BUILT_IN_CLASSES:
         (line,) = refusal(f'[classes]\n{name} = ["10.0.0.0/8"]')
         assert line.startswith(f"classes.{name}: not a usable name")

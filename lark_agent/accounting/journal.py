@@ -21,7 +21,7 @@ import msgspec
 
 from lark_agent.accounting.questions import hour_shares
 from lark_agent.errors import StoreError
-from lark_agent.model import Record
+from lark_agent.model import NetworkPlan, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from lark_agent.model import Count
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CACHE_KIB = 256
 """SQLite keeps 2 MB a connection unless told otherwise; the page cache of the kernel does."""
 
@@ -48,7 +48,8 @@ CREATE TABLE IF NOT EXISTS attachments (
     body BLOB NOT NULL,
     pid INTEGER NOT NULL,
     start_time INTEGER NOT NULL,
-    boot_id TEXT NOT NULL
+    boot_id TEXT NOT NULL,
+    plan BLOB
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS outbox ON attachments (attachment_id) WHERE acknowledged < sequence;
 CREATE INDEX IF NOT EXISTS living ON attachments (attachment_id) WHERE final = 0;
@@ -86,6 +87,8 @@ class Living:
 
     record: Record
     process: Process
+    plan: NetworkPlan
+    """What holds for it now."""
 
 
 class Journal:
@@ -108,6 +111,8 @@ class Journal:
                     "install the version that wrote it, or move the file away"
                 )
             self._db.executescript(_SCHEMA)
+            if version == 1:
+                self._db.execute("ALTER TABLE attachments ADD COLUMN plan BLOB")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except (sqlite3.Error, OSError) as error:
             raise self._failed("opening", error) from error
@@ -116,30 +121,45 @@ class Journal:
         """Close the file."""
         self._db.close()
 
-    def begin(self, record: Record, process: Process) -> None:
+    def begin(self, record: Record, process: Process, plan: NetworkPlan) -> None:
         """Remember a new attachment, without waiting for the disk."""
         with self._transaction("begin an attachment in", wait_for_disk=False):
             self._put(None, record, process)
+            self._put_plan(record, plan)
+
+    def change(self, record: Record, plan: NetworkPlan) -> None:
+        """Remember what was changed about a living attachment, and say so in its record."""
+        with self._transaction("change an attachment in"):
+            self._save(record)
+            self._put_plan(record, plan)
 
     def save(self, records: Sequence[Record]) -> None:
         """Make newer records of known attachments durable, in one transaction."""
         with self._transaction("save records in"):
             for record in records:
-                row = self._db.execute(
-                    "SELECT body, pid, start_time, boot_id FROM attachments "
-                    "WHERE attachment_id = ?",
-                    (record.attachment_id,),
-                ).fetchone()
-                if row is None:
-                    continue  # pruned: only a final, acknowledged one can be
-                previous = decode(row[0])
-                if not previous.final and record.sequence > previous.sequence:
-                    self._put(previous, record, Process(*row[1:]))
+                self._save(record)
+
+    def _save(self, record: Record) -> None:
+        row = self._db.execute(
+            "SELECT body, pid, start_time, boot_id FROM attachments WHERE attachment_id = ?",
+            (record.attachment_id,),
+        ).fetchone()
+        if row is None:
+            return  # pruned: only a final, acknowledged one can be
+        previous = decode(row[0])
+        if not previous.final and record.sequence > previous.sequence:
+            self._put(previous, record, Process(*row[1:]))
+
+    def _put_plan(self, record: Record, plan: NetworkPlan) -> None:
+        self._db.execute(
+            "UPDATE attachments SET plan = ? WHERE attachment_id = ?",
+            (msgspec.json.encode(plan), record.attachment_id),
+        )
 
     def _put(self, previous: Record | None, record: Record, process: Process) -> None:
         job, key = record.job, record.attachment_id
         self._db.execute(
-            "INSERT INTO attachments VALUES (?,?,-1,?,?,?,?,?,?,?,?,?,?,?) "
+            "INSERT INTO attachments VALUES (?,?,-1,?,?,?,?,?,?,?,?,?,?,?,NULL) "
             "ON CONFLICT DO UPDATE SET "
             "sequence = excluded.sequence, final = excluded.final, ended_ns = excluded.ended_ns, "
             "body = excluded.body",
@@ -171,9 +191,12 @@ class Journal:
         """Return the attachments without a final record."""
         with self._reading():
             rows = self._db.execute(
-                "SELECT body, pid, start_time, boot_id FROM attachments WHERE final = 0"
+                "SELECT body, plan, pid, start_time, boot_id FROM attachments WHERE final = 0"
             ).fetchall()
-        return [Living(decode(body), Process(*process)) for body, *process in rows]
+        return [
+            Living(record, Process(*process), _plan(plan, record))
+            for record, plan, *process in ((decode(body), *row) for body, *row in rows)
+        ]
 
     def unacknowledged(self, limit: int) -> list[Record]:
         """Return records that the collector has not confirmed, oldest attachment first."""
@@ -246,6 +269,13 @@ class Journal:
 def decode(body: bytes) -> Record:
     """Return the record of a `body` column."""
     return msgspec.json.decode(body, type=Record)
+
+
+def _plan(text: bytes | None, record: Record) -> NetworkPlan:
+    """Return the plan of an attachment; of one that schema 1 began, what its record says."""
+    if text is None:
+        return NetworkPlan(record.profile, record.connectivity)
+    return msgspec.json.decode(text, type=NetworkPlan)
 
 
 def _columns(sent: Count, received: Count) -> tuple[int, int, int, int]:

@@ -28,16 +28,17 @@ import structlog
 from lark_agent.accounting.journal import Process
 from lark_agent.accounting.sampler import read, sample
 from lark_agent.agent.drain import drain
-from lark_agent.datapath import SlotPlan
-from lark_agent.errors import LarkError, StoreError, Unavailable
+from lark_agent.agent.enforcing import is_counted
+from lark_agent.errors import KernelError, LarkError, StoreError, Unavailable
 from lark_agent.linux import process
-from lark_agent.model import Connectivity, ExitReason, Record, new_attachment_id
-from lark_agent.sandbox import addressing
+from lark_agent.model import ExitReason, Record, new_attachment_id
+from lark_agent.sandbox.holding import Holding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lark_agent.accounting.journal import Journal
+    from lark_agent.agent.enforcing import Enforcing
     from lark_agent.agent.tasks import OwnThread, Tasks
     from lark_agent.datapath import Datapath
     from lark_agent.model import Count, Job, NetworkPlan, Usage
@@ -55,6 +56,7 @@ class Attachment:
 
     record: Record
     sandbox: Sandbox
+    plan: NetworkPlan
     process: Process
     pidfd: int
     """-1 if the process was gone when the agent came back."""
@@ -65,6 +67,12 @@ class Attachment:
     outcome_known: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the wrapper's conversation with the gate is over."""
 
+    @property
+    def holding(self) -> Holding:
+        """What enforces its plan sees of it."""
+        record = self.record
+        return Holding(record.attachment_id, self.sandbox, record.job, self.plan, self.process.pid)
+
 
 class Attachments:
     """All living attachments of this worker."""
@@ -73,6 +81,7 @@ class Attachments:
         self,
         worker: str,
         datapath: Datapath,
+        enforcing: Enforcing,
         pool: Pool,
         journal: Journal,
         journal_thread: OwnThread,
@@ -83,6 +92,7 @@ class Attachments:
     ) -> None:
         self._worker = worker
         self._datapath = datapath
+        self._enforcing = enforcing
         self._pool = pool
         self._journal = journal
         self._in_journal = journal_thread
@@ -111,33 +121,36 @@ class Attachments:
     ) -> Attachment:
         """Attach a job to a sandbox; takes over `pidfd`.
 
-        Raises Unavailable if the journal cannot record it.
+        Raises Refused if the plan cannot be put in force, Unavailable if the journal cannot
+        record it.
         """
         now = self._clock_ns()
         record = Record(
             new_attachment_id(now, os.urandom(10)), self._worker, sandbox.slot, job, plan.profile,
             plan.connectivity, started_ns=now, sampled_ns=now,
             first_port=sandbox.first_port, last_port=sandbox.last_port,
-            ipv4=str(sandbox.ipv4 or ""), ipv6=str(sandbox.ipv6 or ""),
+            ipv4=str(sandbox.ipv4 or ""), ipv6=str(sandbox.ipv6 or ""), network=plan.network,
         )  # fmt: skip
         here = Process(pid, process.start_time(pid), self._boot_id)
-        attachment = Attachment(record, sandbox, here, pidfd)
-        if sandbox.connectivity != Connectivity.NONE:
-            mac = bytes.fromhex(addressing.mac_inside(sandbox.slot).replace(":", ""))
-            classes = self._datapath.classes.mask(plan.reach)
-            self._datapath.reset(sandbox.slot)
-            slot_plan = SlotPlan(
-                sandbox.ipv4, sandbox.ipv6, mac, classes, plan.peers, job.owner,
-                job.accounting_group,
-            )  # fmt: skip
-            self._datapath.activate(sandbox.slot, slot_plan)
+        attachment = Attachment(record, sandbox, plan, here, pidfd)
+        await self._put_in_force(attachment.holding)
         try:
-            await self._in_journal.at_once(lambda: self._journal.begin(record, here))
+            await self._in_journal.at_once(lambda: self._journal.begin(record, here, plan))
         except StoreError as error:
             self._datapath.deactivate(sandbox.slot)
+            await self._in_kernel(lambda: self._enforcing.end(attachment.holding))
             raise Unavailable(f"the worker cannot record the job: {error}") from error
         self.adopt(attachment)
         return attachment
+
+    async def _put_in_force(self, holding: Holding) -> None:
+        try:
+            if self._enforcing.concerns(holding):
+                await self._in_kernel.at_once(lambda: self._enforcing.begin(holding))
+            else:
+                self._enforcing.begin(holding)
+        except KernelError as error:
+            raise Unavailable(f"the worker cannot put the job's plan in force: {error}") from error
 
     def tell(self, attachment: Attachment) -> None:
         """Tell log and collector of a new attachment."""
@@ -247,6 +260,9 @@ class Attachments:
         await self._in_journal(lambda: self._journal.save(finals))
         for attachment in counted:  # frees the numbers of classes that the site has removed
             self._datapath.reset(attachment.sandbox.slot)
+        ended = [a.holding for a in batch if self._enforcing.concerns(a.holding)]
+        if ended:
+            await self._in_kernel(lambda: self._enforcing.end(*ended))
         for attachment, final in zip(batch, finals, strict=True):
             attachment.record = final
             self._let_go(attachment)
@@ -291,7 +307,7 @@ def boot_id() -> str:
 
 
 def _is_counted(attachment: Attachment) -> bool:
-    return attachment.sandbox.connectivity != Connectivity.NONE and not attachment.lost_counters
+    return is_counted(attachment.sandbox.connectivity) and not attachment.lost_counters
 
 
 def _exit(status: int | None, not_started: int | None) -> tuple[ExitReason, int]:

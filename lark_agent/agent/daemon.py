@@ -40,6 +40,7 @@ from lark_agent import datapath
 from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal
 from lark_agent.agent.attachments import Attachments
+from lark_agent.agent.enforcing import Enforcing, is_counted
 from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.recovery import Found, recover
@@ -131,6 +132,7 @@ class Daemon:
         self._datapath = await self._in_kernel(self._load_datapath)
         stack.callback(self._datapath.close)
         self._veths.use(self._datapath)
+        self._enforcing = Enforcing(self._datapath, ())
         await self._in_kernel(nat.prepare)
         await self._in_kernel(self._worker_side.prepare)
         await self._in_kernel(lambda: self._renew(found))
@@ -147,8 +149,9 @@ class Daemon:
             sandbox = attachment.sandbox
             # without a plan but bound: an earlier agent ended between last reading and final record
             known = sandbox.slot in active or bound.get(sandbox.interface) == sandbox.slot
-            attachment.lost_counters = sandbox.connectivity != Connectivity.NONE and not known
+            attachment.lost_counters = is_counted(sandbox.connectivity) and not known
             self._veths.renew(sandbox)
+            self._enforcing.adopt(attachment.holding)
         for slot in active - {attachment.sandbox.slot for attachment in found.adopted}:
             self._datapath.deactivate(slot)  # of a job that the journal does not know
 
@@ -184,8 +187,9 @@ class Daemon:
         for sandbox in found.leftovers:
             self._pool.condemn(sandbox)
         self._attachments = Attachments(
-            settings.worker_name, self._datapath, self._pool, self._journal, self._in_journal,
-            self._in_kernel, self._tasks, settings.pool.drain_seconds, time.time_ns,
+            settings.worker_name, self._datapath, self._enforcing, self._pool, self._journal,
+            self._in_journal, self._in_kernel, self._tasks, settings.pool.drain_seconds,
+            time.time_ns,
         )  # fmt: skip
         for attachment in found.adopted:
             self._attachments.adopt(attachment)

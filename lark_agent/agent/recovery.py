@@ -81,7 +81,7 @@ def _adopt(living: Living, numbers: Addressing) -> Attachment:
         if pidfd >= 0 and process.start_time(known.pid) != known.start_time:
             _close_descriptor(pidfd)  # the number was given to another process just now
             pidfd = -1
-    attachment = Attachment(record, _sandbox_of(record, numbers), known, pidfd)
+    attachment = Attachment(record, _sandbox_of(record, numbers), living.plan, known, pidfd)
     attachment.outcome_known.set()
     log.info(
         "found attachment", attachment=record.attachment_id, running=pidfd >= 0, slot=record.slot

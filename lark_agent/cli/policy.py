@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False, readable=True)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
-_SHOWN = ("profile", "connectivity", "reach", "peers")
 
 
 @click.group(
@@ -167,15 +166,23 @@ def _as_told(job: Job, ad: Ad, given: dict[str, Any]) -> Job:
     return replace(job, owner=owner, uid=uid, accounting_group=group, verified=verified)
 
 
+def _plain(value: object) -> object:
+    """Return a setting of a plan as JSON has it; sets in the order of the alphabet."""
+    from lark_agent.model import Rates  # noqa: PLC0415  --help stays fast
+
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, Rates):
+        return {"sent": value.sent, "received": value.received}
+    return [str(each) for each in value] if isinstance(value, tuple) else value
+
+
 def _form(plan: NetworkPlan | None, refusal: str, steps: list[Step]) -> dict[str, Any]:
+    from lark_agent.policy.vocabulary import SETTINGS  # noqa: PLC0415  --help stays fast
+
     shown = None
     if plan is not None:
-        shown = {
-            "profile": plan.profile,
-            "connectivity": plan.connectivity.value,
-            "reach": None if plan.reach is None else sorted(plan.reach),
-            "peers": plan.peers.value,
-        }
+        shown = {name: _plain(getattr(plan, name)) for name in ("profile", *SETTINGS)}
     rows = [step._asdict() for step in steps]
     return {"plan": shown, "refused": refusal or None, "steps": rows}
 
@@ -183,13 +190,14 @@ def _form(plan: NetworkPlan | None, refusal: str, steps: list[Step]) -> dict[str
 def _draw(plan: NetworkPlan | None, refusal: str, steps: list[Step]) -> None:
     from lark_agent.cli import tables  # noqa: PLC0415  --help stays fast
     from lark_agent.cli.units import visible  # noqa: PLC0415  as above
-    from lark_agent.policy.vocabulary import written  # noqa: PLC0415  as above
+    from lark_agent.policy.comparing import written  # noqa: PLC0415  as above
+    from lark_agent.policy.vocabulary import SETTINGS  # noqa: PLC0415  as above
 
     width = tables.console().width
     columns = [tables.Column(title) for title in ("BY", "SETS", "TO", "WHY")]
     rows = [(step.by, step.setting or "-", step.value or "-", step.why) for step in steps]
     result: str | tables.Grid = f"refused: {visible(refusal)}"
     if plan is not None:
-        ends = [(setting, written(plan, setting)) for setting in _SHOWN]
+        ends = [(setting, written(plan, setting)) for setting in ("profile", *SETTINGS)]
         result = tables.Grid([tables.Column("THE JOB GETS"), tables.Column("")], ends, width)
     tables.draw([tables.Grid(columns, rows, width), "", result])

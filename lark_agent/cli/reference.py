@@ -2,7 +2,7 @@
 
 ``python -m lark_agent.cli.reference > docs/configuration.md`` walks the structs of
 `lark_agent.config`: field names are the keys, annotations the types, defaults the defaults. The
-words come from the attribute docstrings, which Python throws away, so the module's source is
+words come from the attribute docstrings, which Python throws away, so the modules' source is
 parsed for them. A test compares the file in docs/ with this output, and another parses the
 printed default files and compares them with the embedded defaults.
 """
@@ -23,9 +23,14 @@ from lark_agent import config
 from lark_agent.config import (
     AgentSettings,
     CollectorSettings,
+    Network,
+    Price,
     Profile,
+    Queue,
+    Quota,
     Rule,
     Section,
+    Service,
     Values,
 )
 
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
 INTRODUCTION = """\
 # Configuration
 
-Printed by `python -m lark_agent.cli.reference`; edit the docstrings in `lark_agent/config.py`
+Printed by `python -m lark_agent.cli.reference`; edit the docstrings in `lark_agent/config/`
 instead of this file.
 
 Two files in [TOML](https://toml.io): `/etc/lark/agent.toml` on each worker and
@@ -84,7 +89,8 @@ class Key:
 def docstrings() -> dict[str, dict[str, str]]:
     """Read class name → attribute → docstring from the source of the configuration."""
     found: dict[str, dict[str, str]] = {}
-    for node in ast.parse(inspect.getsource(config)).body:
+    modules = (config.worker, config.policy, config.resources, config.agent, config.collector)
+    for node in (node for module in modules for node in ast.parse(inspect.getsource(module)).body):
         if isinstance(node, ast.ClassDef):
             texts = found[node.name] = {}
             for field, after in zip(node.body, node.body[1:], strict=False):
@@ -154,6 +160,12 @@ def reference(struct: type[Section], title: str) -> Iterator[str]:
             yield from rows(keys(key.table))
 
 
+def named(title: str, struct: type[Section]) -> Iterator[str]:
+    """Describe a table that stands under a name of the site's."""
+    yield f"### {title}\n\n{inspect.getdoc(struct)}\n"
+    yield from rows(keys(struct))
+
+
 def rows(listed: list[Key]) -> Iterator[str]:
     """Write a Markdown table of keys."""
     yield "| key | type | default | meaning |\n|---|---|---|---|"
@@ -195,12 +207,14 @@ def document() -> str:
     parts = [
         INTRODUCTION,
         *reference(AgentSettings, "agent.toml"),
-        f"### [profiles.NAME]\n\n{inspect.getdoc(Profile)}\n",
-        *rows(keys(Profile)),
-        f"### [[rules]]\n\n{inspect.getdoc(Rule)}\n",
-        *rows(keys(Rule)),
-        f"### [rules.set]\n\n{inspect.getdoc(Values)}\n",
-        *rows(keys(Values)),
+        *named("[profiles.NAME]", Profile),
+        *named("[[rules]]", Rule),
+        *named("[rules.set]", Values),
+        *named("[networks.NAME]", Network),
+        *named("[services.NAME]", Service),
+        *named("[queues.NAME]", Queue),
+        *named("[quotas.NAME]", Quota),
+        *named("[prices.CLASS]", Price),
         f"### Example\n\n```toml\n{EXAMPLE}```\n",
         f"### All defaults\n\n```toml\n{default_file(AgentSettings)}```\n",
         *reference(CollectorSettings, "collector.toml"),

@@ -2,8 +2,8 @@
 
 As in LARK, the program reads the job ad, a line of six dashes, and the machine ad, one
 ``Name = value`` a line. It sees what rules see: literal attributes, with the agent's facts in place
-of what the ad says of owner, group and identity. Its answer is in the same form: any of Profile,
-Connectivity, Reach and Peers with literal values. No lines mean no objection.
+of what the ad says of owner, group and identity. Its answer is in the same form: Profile and any of
+the settings of a plan, with literal values. No lines mean no objection.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lark_agent.policy import ads
 from lark_agent.policy.vocabulary import SETTINGS
 
 if TYPE_CHECKING:
-    from lark_agent.policy.ads import Ad
+    from lark_agent.policy.ads import Ad, Value
 
 SEPARATOR = "------"
 MAX_BYTES = 65_536
@@ -33,7 +33,7 @@ class Overrides:
 
     profile: str = ""
     """Replaces everything that the rules decided."""
-    values: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Value] = field(default_factory=dict)
     """One of `SETTINGS` → value; each replaces that value alone."""
 
     @classmethod
@@ -41,7 +41,7 @@ class Overrides:
         """Read an answer; raises UnreadableAnswer."""
         if len(data) > MAX_BYTES:
             raise UnreadableAnswer(f"the answer is over {MAX_BYTES} bytes")
-        found: dict[str, str] = {}
+        found: dict[str, Value] = {}
         for line in data.splitlines():
             if not line.strip():
                 continue
@@ -49,7 +49,10 @@ class Overrides:
             if name in found:
                 raise UnreadableAnswer(f"the answer gives {name} twice")
             found[name] = value
-        return cls(found.pop("profile", ""), found)
+        profile = found.pop("profile", "")
+        if not isinstance(profile, str):
+            raise UnreadableAnswer(f"Profile = {profile} is not a text in double quotes")
+        return cls(profile, found)
 
 
 def question(job: Ad, machine: Ad) -> bytes:
@@ -58,7 +61,7 @@ def question(job: Ad, machine: Ad) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode()
 
 
-def _assignment(line: bytes) -> tuple[str, str]:
+def _assignment(line: bytes) -> tuple[str, Value]:
     try:
         ad = ads.parse(line, "answer")
     except InvalidRequest as error:
@@ -67,9 +70,8 @@ def _assignment(line: bytes) -> tuple[str, str]:
     for name, value in ad.items():
         if name.lower() not in known:
             raise UnreadableAnswer(f"it gives {name}; it may give {', '.join(known)}")
-        if isinstance(value, str):
-            return name.lower(), value
-    raise UnreadableAnswer(f"{line[:80]!r} does not give a string in double quotes")
+        return name.lower(), value
+    raise UnreadableAnswer(f"{line[:80]!r} does not give a literal value")
 
 
 def _lines(ad: Ad) -> list[str]:

@@ -2,8 +2,8 @@
 
 A job asks by attributes of its ad, or for a profile also by `lark-run --profile`. It gets what it
 asks for where the site allows it, else it is refused with the reason: a job must not run in the
-belief of a network that it does not have. So a request that this version cannot fulfil is refused
-too, unless the site says that such requests are to be ignored.
+belief of a network that it does not have. What nobody can have here, a network without accounting,
+is refused too, unless the site says that such requests are to be ignored.
 
 A job may always ask for less than the rules give it. Asking for a profile that allows more works
 where a rule gives it (rules see RequestedProfile) or the site lists it under [requests] profiles.
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 
 from lark_agent.config import Unsupported, Wish
 from lark_agent.errors import PolicyRefusal
-from lark_agent.model import Connectivity, Peers
-from lark_agent.policy.vocabulary import UnusableValue, no_more_than
+from lark_agent.model import Connectivity, Family, Inbound, Peers, Rates
+from lark_agent.policy.comparing import no_more_than
+from lark_agent.policy.vocabulary import UnusableValue
+from lark_agent.quantities import NotAQuantity, rates, rates_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,15 +30,18 @@ if TYPE_CHECKING:
     from lark_agent.policy.vocabulary import Vocabulary
 
 OUTBOUND, INBOUND, PROFILE = "OutboundConnectivity", "InboundConnectivity", "RequestedProfile"
-UNSUPPORTED: dict[str, str] = {
-    "RequestedVLAN": "a VLAN",
-    "RequestBandwidth": "a bandwidth",
-    "IPProtocol": "an IP version",
-    "NetworkAccounting": "a network without accounting",
-}
-"""LARK's attributes that this version cannot fulfil, and what asks for it."""
-NAMES = frozenset(name.lower() for name in (OUTBOUND, INBOUND, PROFILE, *UNSUPPORTED))
+VLAN, BANDWIDTH, PROTOCOL = "RequestedVLAN", "RequestBandwidth", "IPProtocol"
+ACCOUNTING = "NetworkAccounting"
+NAMES = frozenset(
+    name.lower() for name in (OUTBOUND, INBOUND, PROFILE, VLAN, BANDWIDTH, PROTOCOL, ACCOUNTING)
+)
 """Attributes by which a job asks; lower case. Their values must be literal to be understood."""
+_PROTOCOLS = {
+    frozenset({"ipv4"}): Family.IPV4,
+    frozenset({"ipv6"}): Family.IPV6,
+    frozenset({"ipv4", "ipv6"}): Family.BOTH,
+}
+_NARROWER = {Family.IPV4, Family.IPV6}
 
 Change = tuple[str, "NetworkPlan", str]
 """Who asked, the plan from then on, and why."""
@@ -55,48 +60,146 @@ def fulfil(
     `set_by_rules` puts the values that rules computed over those of a profile.
     """
     asked = {name.lower(): value for name, value in ad.items() if name.lower() in NAMES}
-    _check_unsupported(asked, allowed)
+    asked = _possible(asked, allowed, words)
     if requested and requested != plan.profile:
         plan, why = _profile(plan, set_by_rules, requested, allowed, words)
         yield PROFILE, plan, why
-    outbound = _wish(asked, OUTBOUND, allowed.outbound_connectivity)
-    if outbound is False and plan.connectivity != Connectivity.NONE:
-        plan = replace(plan, connectivity=Connectivity.NONE)
-        yield OUTBOUND, plan, "the job asks for no network"
-    if outbound is True and plan.connectivity == Connectivity.NONE:
+    for name, grant in _GRANTS:
+        value = asked.get(name.lower())
+        if value is None or value == "" or (value == 0 and name in {VLAN, BANDWIDTH}):
+            continue
+        after = grant(plan, value, allowed, words)
+        if after is not plan:
+            yield name, after, f"the job asks for {name} = {value}"
+        plan = after
+
+
+def _network(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary) -> NetworkPlan:
+    """Put the job on the network that it names, by name or VLAN id."""
+    try:
+        there = words.check(words.put(plan, "network", value))
+    except UnusableValue as error:
+        raise PolicyRefusal(
+            f"the job asks for {VLAN} = {value}: {error}; ask for one of the site's networks"
+        ) from error
+    if there.network == plan.network:
+        return plan
+    if there.network not in allowed.networks:
+        raise PolicyRefusal(
+            f"the site's rules do not put this job on network '{there.network}' ({VLAN} = "
+            f"{value}); ask the site for a rule, or leave the request out"
+        )
+    return there
+
+
+def _bandwidth(
+    plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary
+) -> NetworkPlan:
+    """Guarantee what the job asks for, both ways."""
+    try:
+        asked, free = rates(value), rates(allowed.bandwidth or 0)
+    except NotAQuantity as error:
+        raise PolicyRefusal(f"the job asks for {BANDWIDTH}: {error}") from error
+    if not asked:
+        return plan
+    bounds = Rates(max(plan.guarantee.sent, free.sent), max(plan.guarantee.received, free.received))
+    if asked.sent > bounds.sent or asked.received > bounds.received:
+        raise PolicyRefusal(
+            f"the job asks for {BANDWIDTH} = {value} ({rates_text(asked)}), and the site gives it "
+            f"at most {rates_text(bounds)}; ask for less, or the site for a rule"
+        )
+    try:
+        return words.check(replace(plan, guarantee=asked))
+    except UnusableValue as error:
+        raise PolicyRefusal(f"the job asks for {BANDWIDTH} = {value}: {error}") from error
+
+
+def _protocol(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary) -> NetworkPlan:
+    """Use the address families that the job names."""
+    del words
+    if allowed.ip_protocol is Wish.IGNORE:
+        return plan
+    named = value.lower().replace(" ", "") if isinstance(value, str) else ""
+    family = _PROTOCOLS.get(frozenset(named.split(",")))
+    if allowed.ip_protocol is Wish.REFUSE or family is None:
+        raise PolicyRefusal(
+            f"the job asks for {PROTOCOL} = {value}, which "
+            + ("this site does not let jobs ask for" if family else "is not IPv4, IPv6 or both")
+            + "; leave the request out of the job"
+        )
+    if plan.ip in _NARROWER and family is not plan.ip:
+        raise PolicyRefusal(
+            f"the job asks for {PROTOCOL} = {value}, and the site's rules give it {plan.ip} only"
+        )
+    return replace(plan, ip=family) if family is not plan.ip else plan
+
+
+def _outbound(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary) -> NetworkPlan:
+    del words
+    wish = _wish(OUTBOUND, value, allowed.outbound_connectivity)
+    if wish is False and plan.connectivity is not Connectivity.NONE:
+        return replace(plan, connectivity=Connectivity.NONE, network="")
+    if wish is True and plan.connectivity is Connectivity.NONE:
         raise PolicyRefusal(
             f"the job asks for {OUTBOUND} = true, and the site's rules give it no network "
             f"(profile '{plan.profile}'); ask the site for a rule, or leave the request out"
         )
-    inbound = _wish(asked, INBOUND, allowed.inbound_connectivity)
-    if inbound is True:
+    return plan
+
+
+def _inbound(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary) -> NetworkPlan:
+    del words
+    wish = _wish(INBOUND, value, allowed.inbound_connectivity)
+    opened = plan.inbound in {Inbound.PORTS, Inbound.ALL}
+    if wish is False and (opened or plan.peers is not Peers.NONE):
+        kept = Inbound.ESTABLISHED if opened else plan.inbound
+        return replace(plan, peers=Peers.NONE, inbound=kept, ports=())
+    if wish is not True or opened:
+        return plan
+    if allowed.inbound is not Inbound.ALL:
         raise PolicyRefusal(
-            f"the job asks for {INBOUND} = true, which this version cannot give: only answers to "
-            "what the job sent come in; leave the request out"
+            f"the job asks for {INBOUND} = true, and the site's rules let nothing in but answers; "
+            "ask the site for a rule, or leave the request out"
         )
-    if inbound is False and plan.peers != Peers.NONE:
-        plan = replace(plan, peers=Peers.NONE)
-        yield INBOUND, plan, "the job asks that no other job can reach it"
+    return replace(plan, inbound=Inbound.ALL)
 
 
-def _check_unsupported(asked: Ad, allowed: Requests) -> None:
-    if allowed.unsupported is Unsupported.IGNORE:
-        return
-    for name, what in UNSUPPORTED.items():
-        value = asked.get(name.lower())
-        # in LARK, NetworkAccounting = true asks for what every job has here
-        asks = value is False if name == "NetworkAccounting" else value not in {None, "", 0}
-        if asks:
+_GRANTS: tuple[
+    tuple[str, Callable[[NetworkPlan, Value, Requests, Vocabulary], NetworkPlan]], ...
+] = (
+    (VLAN, _network),
+    (OUTBOUND, _outbound),
+    (INBOUND, _inbound),
+    (PROTOCOL, _protocol),
+    (BANDWIDTH, _bandwidth),
+)
+"""Attribute → what granting it makes of a plan, the same plan if nothing; raises PolicyRefusal."""
+
+
+def _possible(asked: Ad, allowed: Requests, words: Vocabulary) -> Ad:
+    """Return the requests without those that this worker can fulfil for nobody."""
+    # in LARK, NetworkAccounting = true asks for what every job has here
+    lacking = {
+        ACCOUNTING: asked.get(ACCOUNTING.lower()) is False and "every job is accounted for here",
+        VLAN: not words.networks and "this worker has no [networks]",
+        BANDWIDTH: not words.uplink and "this worker has no [uplink] rate to guarantee it of",
+    }
+    possible = dict(asked)
+    for name, why in lacking.items():
+        value = possible.get(name.lower())
+        if not why or value is None or (name != ACCOUNTING and value in {"", 0}):
+            continue
+        if allowed.unsupported is Unsupported.REFUSE:
             raise PolicyRefusal(
-                f"the job asks for {what} ({name} = {value}), which this version cannot give; "
-                "leave the request out"
+                f"the job asks for {name} = {value}, and {why}; leave the request out"
             )
+        del possible[name.lower()]
+    return possible
 
 
-def _wish(asked: Ad, name: str, allowed: Wish) -> bool | None:
+def _wish(name: str, value: Value, allowed: Wish) -> bool | None:
     """Return what the job asks for by a boolean attribute; None if nothing that counts."""
-    value: Value | None = asked.get(name.lower())
-    if value is None or allowed is Wish.IGNORE:
+    if allowed is Wish.IGNORE:
         return None
     if allowed is Wish.REFUSE:
         raise PolicyRefusal(
@@ -116,7 +219,7 @@ def _profile(
 ) -> tuple[NetworkPlan, str]:
     """Return the plan of the requested profile and why the job may have it."""
     try:
-        alone = words.plan(requested)
+        alone = words.check(words.plan(requested))
     except UnusableValue as error:
         raise PolicyRefusal(str(error)) from error
     if no_more_than(alone, plan):

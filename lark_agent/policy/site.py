@@ -23,20 +23,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lark_agent.config import Finding, refuse
 from lark_agent.errors import PolicyRefusal
+from lark_agent.model import Connectivity, NetworkPlan
 from lark_agent.policy import requests
+from lark_agent.policy.comparing import written
 from lark_agent.policy.expressions import Ads, Expression, NotAnExpression, described
 from lark_agent.policy.overrides import Overrides
-from lark_agent.policy.vocabulary import SETTINGS, UnusableValue, Vocabulary, written
+from lark_agent.policy.vocabulary import SETTINGS, UnusableValue, Vocabulary, given
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from lark_agent.config import AgentSettings, Callout, Requests, Rule
-    from lark_agent.model import Job, NetworkPlan
+    from lark_agent.model import Job
     from lark_agent.policy.ads import Ad
 
 NO_OBJECTION = Overrides()
+_BLANK = NetworkPlan("", Connectivity.NAT)
 
 
 class Step(NamedTuple):
@@ -45,7 +48,7 @@ class Step(NamedTuple):
     by: str
     """rules[2], default_profile, callout, or the attribute by which the job asked."""
     setting: str
-    """profile, connectivity, reach or peers; empty where nothing was set."""
+    """profile or one of `vocabulary.SETTINGS`; empty where nothing was set."""
     value: str
     why: str
 
@@ -125,13 +128,24 @@ class SitePolicy:
             plan = self._put(plan, setting, value, "the callout's answer")
             values[setting] = value
             trace.append(Step("callout", setting, written(plan, setting), "it answers so"))
+        plan = self._whole(plan)
         for by, after, why in requests.fulfil(
-            plan, lambda it: _with(self.words, it, values), asking.requested, asking.ad,
-            self.requests, self.words,
+            plan, lambda it: self._whole(_with(self.words, it, values)), asking.requested,
+            asking.ad, self.requests, self.words,
         ):  # fmt: skip
             trace.extend(_differences(by, plan, after, why))
             plan = after
         return plan
+
+    def _whole(self, plan: NetworkPlan) -> NetworkPlan:
+        """Check what concerns several settings."""
+        try:
+            return self.words.check(plan)
+        except UnusableValue as error:
+            raise PolicyRefusal(
+                f"the site's policy cannot decide: {error} (for the site's admin: lark policy "
+                "explain)"
+            ) from error
 
     def ads(self, asking: Asking) -> tuple[Ad, Ad]:
         """Return the job ad and the machine ad as rules and the callout see them."""
@@ -193,20 +207,38 @@ def findings(settings: AgentSettings) -> Iterator[Finding]:
     """Yield every expression of a configuration that cannot be used."""
     words = Vocabulary.of(settings)
     nobody = Ads({}, {})
+    yield from _profile_findings(settings, words)
     for number, rule in enumerate(settings.rules, 1):
         for key, text in _expressions(rule):
             where = f"rules[{number}].{key}"
             try:
                 expression = Expression.compile(text)
                 if expression.constant and key != "when":
-                    plan = words.plan(next(iter(words.profiles)))
-                    words.put(plan, key.removeprefix("set."), expression.evaluate(nobody))
+                    words.put(_BLANK, key.removeprefix("set."), expression.evaluate(nobody))
             except (NotAnExpression, UnusableValue) as error:
                 yield Finding(where, f"{error}")
     taken = {name.lower() for name in FACTS}
     for name in settings.machine:
         if name.lower() in taken:
             yield Finding(f"machine.{name}", "is a fact about the job; use another name")
+
+
+def _profile_findings(settings: AgentSettings, words: Vocabulary) -> Iterator[Finding]:
+    """Yield what the site's profiles say that no plan can be made of."""
+    for name, profile in settings.profiles.items():
+        plan, sound = _BLANK, True
+        for setting, value in given(profile):
+            try:
+                plan = words.put(plan, setting, value)
+            except UnusableValue as error:
+                sound = False
+                if setting != "reach" and (setting, value) != ("connectivity", "routed"):
+                    yield Finding(f"profiles.{name}.{setting}", f"{error}")
+        try:
+            if sound:
+                words.check(plan)
+        except UnusableValue as error:
+            yield Finding(f"profiles.{name}", f"{error}")
 
 
 def _expressions(rule: Rule) -> Iterator[tuple[str, str]]:

@@ -1,33 +1,45 @@
 """The words of one site: what may stand in a plan, and how a value is read into it.
 
-Rules and callouts give values at run time, so each is checked when it arrives: a plan never holds
-a class that the site does not have or a connectivity that this worker does not offer. Words are
-read in any case, and LARK's "null" is none; names of classes are the site's, to the letter.
+Profiles, rules and callouts give values, each of which is checked when it arrives: a plan never
+holds a class, network or quota that the site does not have, or a connectivity that this worker does
+not offer. Each setting is one row of `READERS`: how its value is read, from whoever gives it. Words
+are read in any case, and LARK's "null" is none; names are the site's, to the letter.
+
+What concerns several settings (a guarantee above the rate, ports that nothing opens) is checked
+once the plan is whole, by `check`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import classad2
 
-from lark_agent.config import EVERYWHERE
-from lark_agent.model import DEFAULT_CLASS, Connectivity, NetworkPlan, Peers
+from lark_agent.config import EVERYWHERE, NOTHING, ports_of
+from lark_agent.model import (
+    DEFAULT_CLASS,
+    LAYER2,
+    Connectivity,
+    Family,
+    Inbound,
+    NetworkPlan,
+    Peers,
+    Port,
+    Rates,
+)
 from lark_agent.policy.expressions import described
+from lark_agent.quantities import NotAQuantity, rates, rates_text
 
 if TYPE_CHECKING:
-    from lark_agent.config import AgentSettings, Profile
+    from collections.abc import Callable, Collection, Iterable
 
-SETTINGS = ("connectivity", "reach", "peers")
-"""The values of a plan that rules and callouts may give."""
+    from lark_agent.config import AgentSettings, Network, Profile
+
+MOST_PORTS = 64
+MOST_QUOTAS = 8
+"""Quotas that hold for one job: the datapath has room for so many."""
 _LARK = {"null": Connectivity.NONE.value}
-_WIDER = {
-    Peers.NONE: set(Peers),
-    Peers.OWNER: {Peers.OWNER, Peers.ALL},
-    Peers.GROUP: {Peers.GROUP, Peers.ALL},
-    Peers.ALL: {Peers.ALL},
-}
 
 
 class UnusableValue(ValueError):  # noqa: N818  says what the value is
@@ -41,21 +53,36 @@ class Vocabulary:
     profiles: dict[str, Profile]
     classes: frozenset[str]
     connectivities: frozenset[Connectivity]
+    networks: dict[str, Network]
+    services: frozenset[str]
+    queues: frozenset[str]
+    quotas: frozenset[str]
+    uplink: Rates
+    """What can be guaranteed; nothing where the site does not say what the uplink has."""
 
     @classmethod
     def of(cls, settings: AgentSettings) -> Vocabulary:
         """Collect the words of a configuration."""
-        classes = frozenset(settings.classes) | {DEFAULT_CLASS}
-        return cls(settings.all_profiles, classes, settings.offered)
+        return cls(
+            settings.all_profiles,
+            frozenset(settings.classes) | {DEFAULT_CLASS},
+            settings.offered,
+            settings.networks,
+            frozenset(settings.services),
+            frozenset(settings.queues),
+            frozenset(settings.quotas),
+            rates(settings.uplink.rate or 0),
+        )
 
     def plan(self, profile: str) -> NetworkPlan:
         """Return what a profile alone allows; raises UnusableValue."""
         if profile not in self.profiles:
             known = ", ".join(sorted(self.profiles))
             raise UnusableValue(f"this site has no network profile '{profile}'; it has {known}")
-        bundle = self.profiles[profile]
-        reach = None if bundle.reach is None else frozenset(bundle.reach)
-        return NetworkPlan(profile, bundle.connectivity, reach, bundle.peers)
+        plan = NetworkPlan(profile, Connectivity.NAT)
+        for setting, value in given(self.profiles[profile]):
+            plan = self.put(plan, setting, value)
+        return plan
 
     def put(self, plan: NetworkPlan, setting: str, value: object) -> NetworkPlan:
         """Return the plan with one of `SETTINGS` replaced; raises UnusableValue."""
@@ -63,49 +90,163 @@ class Vocabulary:
             raise UnusableValue(
                 "guard the rule by its condition, or give the expression a default with ?:"
             )
-        if setting == "connectivity":
-            return replace(plan, connectivity=self._connectivity(value))
-        if setting == "peers":
-            return replace(plan, peers=Peers(_word(value, [peers.value for peers in Peers])))
-        return replace(plan, reach=self._reach(value))
+        return replace(plan, **READERS[setting](self, value))
 
-    def _connectivity(self, value: object) -> Connectivity:
-        return Connectivity(_word(value, sorted(kind.value for kind in self.connectivities)))
-
-    def _reach(self, value: object) -> frozenset[str] | None:
-        names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
-        if names == [EVERYWHERE]:
-            return None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise UnusableValue('it must be a list of classes, or one string "CLASS, CLASS"')
-        wanted = frozenset(name for name in names if name)
-        if unknown := sorted(wanted - self.classes):
-            known = ", ".join(sorted(self.classes))
+    def check(self, plan: NetworkPlan) -> NetworkPlan:
+        """Return a plan whose settings go together; raises UnusableValue."""
+        layer2 = plan.connectivity in LAYER2
+        if layer2 and not plan.network:
+            plan = replace(plan, network=self._only_network(plan.connectivity))
+        if not layer2 and plan.network:
+            plan = replace(plan, network="")
+        if plan.ports and plan.inbound is not Inbound.PORTS:
+            plan = replace(plan, ports=())
+        for sure, most, word in _directions(plan):
+            if sure and most and sure > most:
+                raise UnusableValue(
+                    f"the guarantee {rates_text(plan.guarantee)} is more than the rate "
+                    f"{rates_text(plan.rate)} ({word})"
+                )
+        if (plan.guarantee or plan.queue) and not self.uplink:
             raise UnusableValue(
-                f"no class '{unknown[0]}' is defined under [classes]; "
-                f'known: {known}, or "{EVERYWHERE}" alone'
+                "guarantees and queues need [uplink] rate: nobody knows what there is to share"
             )
-        return wanted
+        return plan
+
+    def _only_network(self, kind: Connectivity) -> str:
+        found = [name for name, network in self.networks.items() if network.connectivity == kind]
+        if len(found) != 1:
+            raise UnusableValue(
+                f"connectivity {kind} needs a network; the site has {', '.join(found) or 'none'}"
+            )
+        return found[0]
 
 
-def no_more_than(less: NetworkPlan, more: NetworkPlan) -> bool:
-    """Tell whether a plan allows nothing that the other does not."""
-    if less.connectivity == Connectivity.NONE:
-        return True
-    reach = more.reach is None or (less.reach is not None and less.reach <= more.reach)
-    return less.connectivity == more.connectivity and reach and more.peers in _WIDER[less.peers]
+def given(profile: Profile) -> Iterable[tuple[str, object]]:
+    """Yield (setting, value) for what a profile says; what it leaves out is as in any plan."""
+    for setting in SETTINGS:
+        value = getattr(profile, setting)
+        if value is not None and value != "":
+            yield setting, list(value) if isinstance(value, tuple) else value
 
 
-def written(plan: NetworkPlan, setting: str) -> str:
-    """Write one setting of a plan for people."""
-    if setting == "reach":
-        return EVERYWHERE if plan.reach is None else ", ".join(sorted(plan.reach)) or "nothing"
-    return str(getattr(plan, setting))
+def _directions(plan: NetworkPlan) -> Iterable[tuple[int, int, str]]:
+    yield plan.guarantee.sent, plan.rate.sent, "sent"
+    yield plan.guarantee.received, plan.rate.received, "received"
 
 
-def _word(value: object, known: list[str]) -> str:
+def _word(value: object, known: Collection[str]) -> str:
     word = value.lower() if isinstance(value, str) else ""
     word = _LARK.get(word, word)
     if word not in known:
         raise UnusableValue(f"{described(value)} is not one of {', '.join(known)}")
     return word
+
+
+def _names(value: object, known: Collection[str], kind: str, table: str) -> frozenset[str]:
+    """Read a list of names, or one text with commas."""
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UnusableValue(f'it must be a list of {table}, or one string "NAME, NAME"')
+    wanted = frozenset(name.strip() for name in names if name.strip())
+    if unknown := sorted(wanted - frozenset(known)):
+        raise UnusableValue(
+            f"no {kind} '{unknown[0]}' is defined under [{table}]; "
+            f"known: {', '.join(sorted(known)) or 'none'}"
+        )
+    return wanted
+
+
+def _one_name(value: object, known: Collection[str], kind: str, table: str) -> str:
+    """Read one name, or none."""
+    if value == NOTHING:
+        return ""
+    if not isinstance(value, str):
+        raise UnusableValue(f"{described(value)} is not the name of a {kind}")
+    return next(iter(_names([value], known, kind, table)), "")
+
+
+def _number(value: object, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+        raise UnusableValue(f"{described(value)} is not a whole number from 0 to {most}")
+    return value
+
+
+def _rates(value: object) -> Rates:
+    try:
+        return rates(value)
+    except NotAQuantity as error:
+        raise UnusableValue(str(error)) from error
+
+
+def _connectivity(words: Vocabulary, value: object) -> dict[str, Any]:
+    known = sorted(kind.value for kind in words.connectivities)
+    return {"connectivity": Connectivity(_word(value, known))}
+
+
+def _network(words: Vocabulary, value: object) -> dict[str, Any]:
+    """Take a name, or the number of the only network with that VLAN id."""
+    if isinstance(value, str) and value.isdecimal() and value not in words.networks:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        found = [name for name, network in words.networks.items() if network.vlan == value]
+        if len(found) != 1:
+            raise UnusableValue(f"{len(found)} networks under [networks] have VLAN id {value}")
+        value = found[0]
+    name = _one_name(value, words.networks, "network", "networks")
+    return {"network": name, "connectivity": words.networks[name].connectivity} if name else {}
+
+
+def _reach(words: Vocabulary, value: object) -> dict[str, Any]:
+    if value in (EVERYWHERE, [EVERYWHERE]):
+        return {"reach": None}
+    return {"reach": _names(value, words.classes, "class", "classes")}
+
+
+def _services(words: Vocabulary, value: object) -> dict[str, Any]:
+    if value in (EVERYWHERE, [EVERYWHERE]):
+        return {"services": None}
+    return {"services": _names(value, words.services, "service", "services")}
+
+
+def _ports(_words: Vocabulary, value: object) -> dict[str, Any]:
+    texts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise UnusableValue('it must be a list of ports, or one string "tcp/8000, udp/5000-5010"')
+    try:
+        found: list[Port] = [port for text in texts if text.strip() for port in ports_of(text)]
+    except ValueError as error:
+        raise UnusableValue(str(error)) from error
+    if len(found) > MOST_PORTS:
+        raise UnusableValue(f"{len(found)} ports; at most {MOST_PORTS} can be opened")
+    return {"ports": tuple(sorted(set(found)))}
+
+
+def _quotas(words: Vocabulary, value: object) -> dict[str, Any]:
+    names: object = [] if value in (NOTHING, [NOTHING]) else value
+    found = _names(names, words.quotas, "quota", "quotas")
+    if len(found) > MOST_QUOTAS:
+        raise UnusableValue(f"{len(found)} quotas; at most {MOST_QUOTAS} hold for one job")
+    return {"quotas": tuple(sorted(found))}
+
+
+READERS: dict[str, Callable[[Vocabulary, object], dict[str, Any]]] = {
+    "connectivity": _connectivity,
+    "network": _network,
+    "ip": lambda _, value: {"ip": Family(_word(value, list(Family)))},
+    "reach": _reach,
+    "peers": lambda _, value: {"peers": Peers(_word(value, list(Peers)))},
+    "inbound": lambda _, value: {"inbound": Inbound(_word(value, list(Inbound)))},
+    "ports": _ports,
+    "services": _services,
+    "rate": lambda _, value: {"rate": _rates(value)},
+    "guarantee": lambda _, value: {"guarantee": _rates(value)},
+    "queue": lambda words, value: {"queue": _one_name(value, words.queues, "queue", "queues")},
+    "priority": lambda _, value: {"priority": _number(value, 7)},
+    "dscp": lambda _, value: {"dscp": _number(value, 63)},
+    "flow_label": lambda _, value: {"flow_label": _number(value, 0xFFFFF)},
+    "quotas": _quotas,
+}
+"""Setting → how a value becomes fields of a plan; raises UnusableValue."""
+SETTINGS = tuple(READERS)
+"""The values of a plan that profiles, rules and callouts may give."""

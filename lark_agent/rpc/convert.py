@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, TypeVar
 from lark_agent.accounting.questions import GroupBy, JobFilter, JobRun, Sample, Total, Totals
 from lark_agent.errors import LarkError
 from lark_agent.model import (
+    MAX_CHANGES,
     MAX_CLASSES,
+    Change,
     ClassUsage,
     Connectivity,
     Count,
@@ -94,6 +96,9 @@ def record_to_wire(record: Record) -> record_pb2.Record:
         last_port=record.last_port,
         ipv4=record.ipv4,
         ipv6=record.ipv6,
+        network=record.network,
+        cost=record.cost,
+        changes=[record_pb2.Change(**change._asdict()) for change in record.changes],
         usage=_usage_to_wire(record.usage),
     )
 
@@ -106,6 +111,7 @@ def record_from_wire(message: record_pb2.Record) -> Record:
     # counted before anything is built: a message may hold millions
     _check_size("usage.classes", message.usage.classes, MAX_CLASSES)
     _check_size("usage.drops", message.usage.drops, MAX_DROPS)
+    _check_size("changes", message.changes, MAX_CHANGES)
     reason = message.exit_reason
     record = Record(
         attachment_id=message.attachment_id,
@@ -132,6 +138,11 @@ def record_from_wire(message: record_pb2.Record) -> Record:
         last_port=message.last_port,
         ipv4=message.ipv4,
         ipv6=message.ipv6,
+        network=message.network,
+        cost=message.cost,
+        changes=tuple(
+            Change(each.at_ns, each.by, each.setting, each.value) for each in message.changes
+        ),
         usage=_usage_from_wire(message.usage),
     )
     check_record(record)
@@ -149,6 +160,8 @@ def check_record(record: Record) -> None:
         "job.owner": record.job.owner,
         "job.accounting_group": record.job.accounting_group,
         "profile": record.profile,
+        "network": record.network,
+        **{f"changes[{n}]": " ".join(change[1:]) for n, change in enumerate(record.changes)},
         **{f"usage.classes[{n}]": c.traffic_class for n, c in enumerate(usage.classes)},
         **{f"usage.drops[{n}]": d.reason for n, d in enumerate(usage.drops)},
     }
@@ -156,7 +169,8 @@ def check_record(record: Record) -> None:
         check_text(f"{record.attachment_id}: {field}", text)
     _check_unique(record, "class", [c.traffic_class for c in usage.classes])
     _check_unique(record, "drop reason", [d.reason for d in usage.drops])
-    numbers = [record.started_ns, record.sequence, record.sampled_ns, record.ended_ns]
+    numbers = [record.started_ns, record.sequence, record.sampled_ns, record.ended_ns, record.cost]
+    numbers += [change.at_ns for change in record.changes]
     for count in _counts(usage):
         numbers += count.packets, count.bytes
     if min(numbers) < 0 or max(numbers) > MAX_INTEGER:

@@ -18,6 +18,7 @@ from lark_agent.model import (
     Count,
     ExitReason,
     Job,
+    NetworkPlan,
     Record,
     Scheduler,
     Usage,
@@ -27,6 +28,7 @@ from lark_agent.model import (
 if TYPE_CHECKING:
     from pathlib import Path
 
+PLAN = NetworkPlan("nat", Connectivity.NAT)
 HERE = Process(4711, 12345, "boot-1")
 START = 1_700_000_000 * 10**9
 
@@ -51,7 +53,7 @@ def test_what_was_saved_is_there_after_the_process_died(path: Path) -> None:
     """Records, and what finds their processes again, survive without an orderly close."""
     journal = Journal(path)
     first = record()
-    journal.begin(first, HERE)
+    journal.begin(first, HERE, PLAN)
     second = moved(first, 10, 20, 1)
     journal.save([second])
     again = Journal(path)
@@ -65,7 +67,7 @@ def test_a_final_record_never_changes(path: Path) -> None:
     """Nothing that comes after the final record, whatever its number, is taken."""
     journal = Journal(path)
     first = record()
-    journal.begin(first, HERE)
+    journal.begin(first, HERE, PLAN)
     last = replace(
         moved(first, 10, 20, 1), final=True, ended_ns=START + 10**9, exit_reason=ExitReason.EXITED
     )
@@ -79,7 +81,7 @@ def test_an_older_sample_does_not_replace_a_newer_one(path: Path) -> None:
     """Repeating a pass changes nothing, and totals count it once."""
     journal = Journal(path)
     first = record()
-    journal.begin(first, HERE)
+    journal.begin(first, HERE, PLAN)
     second = moved(first, 10, 20, 1)
     third = moved(second, 30, 40, 2)
     for pass_ in ([second], [third], [second], [third]):
@@ -93,8 +95,8 @@ def test_the_outbox_holds_what_the_collector_does_not_have(path: Path) -> None:
     """Acknowledging a record removes it until the attachment has news."""
     journal = Journal(path)
     first, other = record(), record("bob", START + 1, "2.0")
-    journal.begin(first, HERE)
-    journal.begin(other, HERE)
+    journal.begin(first, HERE, PLAN)
+    journal.begin(other, HERE, PLAN)
     assert journal.count_unacknowledged() == 2
     journal.acknowledge([first])
     assert journal.unacknowledged(10) == [other]
@@ -108,8 +110,8 @@ def test_pruning_spares_what_runs_and_what_is_not_reported(path: Path) -> None:
     """Only ended and acknowledged attachments leave, unless nobody takes reports."""
     journal = Journal(path)
     running, ended = record(), record("bob", START + 1, "2.0")
-    journal.begin(running, HERE)
-    journal.begin(ended, HERE)
+    journal.begin(running, HERE, PLAN)
+    journal.begin(ended, HERE, PLAN)
     last = replace(moved(ended, 1, 1, 1), final=True, ended_ns=START + 2)
     journal.save([last])
     journal.prune(START + 3, unacknowledged_too=False)
@@ -128,7 +130,7 @@ def test_jobs_are_found_by_filter_page_and_owner(path: Path) -> None:
         record(owner, START + n * 10**6, f"{n}.0") for n, owner in enumerate(["alice", "bob"] * 5)
     ]
     for one in records:
-        journal.begin(one, HERE)
+        journal.begin(one, HERE, PLAN)
     answers = Answers(path)
     newest = [r.attachment_id for r in reversed(records)]
     first = answers.list_jobs(JobFilter(), None, 4, "")
@@ -146,7 +148,7 @@ def test_a_job_is_found_by_each_of_its_names(path: Path) -> None:
     journal = Journal(path)
     first, again = record(job_id="7.0"), record(at=START + 10**12, job_id="7.0")
     for one in (first, again):
-        journal.begin(one, HERE)
+        journal.begin(one, HERE, PLAN)
         journal.save([moved(one, 5, 6, 1)])
     answers = Answers(path)
     assert [run.record.started_ns for run in answers.find_job("7.0", None)] == [
@@ -167,7 +169,7 @@ def test_totals_belong_to_hours_and_groups(path: Path) -> None:
     journal = Journal(path)
     hour = START // HOUR_NS * HOUR_NS
     one = record(at=hour + 60 * 10**9)
-    journal.begin(one, HERE)
+    journal.begin(one, HERE, PLAN)
     early = moved(one, 100, 200, 60, "campus")
     late = moved(early, 150, 260, 3600, "campus")
     for sample in (early, late):
@@ -186,13 +188,13 @@ def test_a_full_disk_is_an_error_and_loses_nothing_recorded(path: Path) -> None:
     """What does not fit is refused as a whole with a remedy; what was there stays readable."""
     journal = Journal(path)
     first = record()
-    journal.begin(first, HERE)
+    journal.begin(first, HERE, PLAN)
     (pages,) = journal._db.execute("PRAGMA page_count").fetchone()
     journal._db.execute(f"PRAGMA max_page_count = {pages}")
 
     def fill() -> None:
         for number in range(1000):
-            journal.begin(record("bob", START + (1 + number) * 10**6, "x" * 200), HERE)
+            journal.begin(record("bob", START + (1 + number) * 10**6, "x" * 200), HERE, PLAN)
 
     with pytest.raises(StoreError, match=r"full.*free space"):
         fill()

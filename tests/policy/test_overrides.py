@@ -59,9 +59,9 @@ def test_an_answer_gives_names_in_any_case() -> None:
     [
         (b"no\n", "not of the form Name = value"),
         (b"\xff = 1\n", "not of the form Name = value"),
-        (b'VLAN = "312"\n', "it gives VLAN; it may give profile, connectivity, reach, peers"),
-        (b"Reach = campus\n", "does not give a string"),
-        (b"Reach = 3\n", "does not give a string"),
+        (b'VLAN = "312"\n', "it gives VLAN; it may give profile, connectivity, network"),
+        (b"Reach = campus\n", "does not give a literal value"),
+        (b"Profile = 3\n", "is not a text in double quotes"),
         (b'Reach = "a"\nreach = "b"\n', "gives reach twice"),
         (b" " * 65537, "over 65536 bytes"),
     ],

@@ -119,12 +119,12 @@ def test_no_inbound_is_no_peers() -> None:
 @pytest.mark.parametrize(
     ("ad", "said"),
     [
-        ({"InboundConnectivity": True}, "which this version cannot give"),
+        ({"InboundConnectivity": True}, "let nothing in but answers"),
         ({"OutboundConnectivity": "false"}, "neither true nor false"),
-        ({"RequestedVLAN": 312}, "asks for a VLAN (RequestedVLAN = 312)"),
-        ({"requestbandwidth": 100}, "asks for a bandwidth"),
-        ({"IPProtocol": "IPv6"}, "asks for an IP version"),
-        ({"NetworkAccounting": False}, "asks for a network without accounting"),
+        ({"RequestedVLAN": 312}, "RequestedVLAN = 312, and this worker has no [networks]"),
+        ({"requestbandwidth": 100}, "RequestBandwidth = 100, and this worker has no [uplink] rate"),
+        ({"IPProtocol": "IPX"}, "is not IPv4, IPv6 or both"),
+        ({"NetworkAccounting": False}, "NetworkAccounting = False, and every job is accounted for"),
     ],
 )
 def test_what_cannot_be_given_is_refused_with_the_reason(ad: Ad, said: str) -> None:

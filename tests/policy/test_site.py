@@ -175,7 +175,8 @@ when = 'true'
 set = { connectivity = '"none"' }
 """
     )
-    expected = NetworkPlan("open", Connectivity.NAT, frozenset({"campus", "other"}), Peers.OWNER)
+    reach = frozenset({"campus", "other"})
+    expected = NetworkPlan("open", Connectivity.NAT, reach=reach, peers=Peers.OWNER)
     assert decide(policy, ALICE) == expected
     assert decide(policy, STUDENT).reach == frozenset({"lhcone"})
 
@@ -211,7 +212,7 @@ set = { connectivity = 'ifThenElse(TARGET.OutboundConnectivity, "NAT", "null")' 
 @pytest.mark.parametrize(
     ("setting", "expression", "said"),
     [
-        ("connectivity", "TARGET.Word", '"warp" is not one of nat, none'),
+        ("connectivity", "TARGET.Word", '"warp" is not one of host, nat, none'),
         ("connectivity", "TARGET.Word + 1", "error: guard the rule by its condition"),
         ("peers", "TARGET.Word", '"warp" is not one of none, owner, group, all'),
         ("reach", "TARGET.Word", "no class 'warp' is defined under"),
@@ -247,7 +248,7 @@ def test_a_value_that_is_none_refuses_the_job(setting: str, expression: str, sai
         (".Rack == 3", "", "only MY and TARGET have attributes"),
         ('MY["Rack"] == 3', "", "uses MY alone; write MY.Name"),
         ("true", "connectivity = '\"natt\"'", 'rules[1].set.connectivity: "natt" is not one of'),
-        ("true", "connectivity = '\"routed\"'", '"routed" is not one of nat, none'),
+        ("true", "connectivity = '\"routed\"'", '"routed" is not one of host, nat, none'),
         ("true", "peers = '3'", "rules[1].set.peers: 3 is not one of"),
         ("true", "reach = '{\"home\"}'", "rules[1].set.reach: no class 'home' is defined"),
         ("true", "reach = '{'", "rules[1].set.reach: '{' is not a ClassAd expression"),

@@ -1,0 +1,103 @@
+"""From a plan to everything that enforces it: the datapath's slot plan and the other parts.
+
+The slot plan is what every packet is held against; each `Enforcement` that the plan concerns adds
+its own to it. They are asked in the order in which the daemon lists them and undone in reverse, so
+that a job is either held by all of its plan or not started.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+
+from lark_agent.datapath import SlotPlan
+from lark_agent.errors import LarkError, Unavailable
+from lark_agent.model import Connectivity, Family
+from lark_agent.sandbox import addressing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lark_agent.datapath import Datapath
+    from lark_agent.sandbox.holding import Enforcement, Holding
+
+log = structlog.get_logger(__name__)
+
+
+class Enforcing:
+    """Puts plans in force. Belongs to the kernel thread where it concerns any part."""
+
+    def __init__(self, datapath: Datapath, parts: Sequence[Enforcement]) -> None:
+        self._datapath = datapath
+        self._parts = parts
+
+    def concerns(self, holding: Holding) -> bool:
+        """Tell whether more than the datapath has to know of a plan: that takes its time."""
+        return any(part.concerns(holding.plan) for part in self._parts)
+
+    def begin(self, holding: Holding) -> None:
+        """Put a plan in force; raises LarkError and leaves nothing if it cannot be."""
+        plan = self._slot_plan(holding)
+        with ExitStack() as on_failure:
+            for part in self._parts:
+                if part.concerns(holding.plan):
+                    plan = part.begin(holding, plan)
+                    on_failure.callback(part.end, holding)
+            if is_counted(holding.sandbox.connectivity):
+                self._datapath.reset(holding.sandbox.slot)
+                self._datapath.activate(holding.sandbox.slot, plan)
+            on_failure.pop_all()
+
+    def change(self, before: Holding, after: Holding) -> None:
+        """Put a changed plan in force for the next packet; raises LarkError, keeping what was."""
+        plan = self._slot_plan(after)
+        with ExitStack() as on_failure:
+            for part in self._parts:
+                if part.concerns(after.plan) or part.concerns(before.plan):
+                    plan = part.change(before, after, plan)
+                    on_failure.callback(part.change, after, before, plan)
+            if is_counted(after.sandbox.connectivity):
+                self._datapath.activate(after.sandbox.slot, plan)
+            on_failure.pop_all()
+
+    def adopt(self, holding: Holding) -> None:
+        """Take over what an earlier agent put in force; what fails is logged, the job runs on."""
+        for part in self._parts:
+            if part.concerns(holding.plan):
+                self._try("adopt", part.adopt, holding)
+
+    def end(self, *ended: Holding) -> None:
+        """Take everything back after the last reading; what fails is logged."""
+        for holding in ended:
+            for part in reversed(self._parts):
+                if part.concerns(holding.plan):
+                    self._try("end", part.end, holding)
+
+    def _try(self, doing: str, step: Callable[[Holding], None], holding: Holding) -> None:
+        try:
+            step(holding)
+        except (LarkError, OSError) as error:
+            log.error("enforcing", doing=doing, attachment=holding.attachment_id, error=str(error))
+
+    def _slot_plan(self, holding: Holding) -> SlotPlan:
+        sandbox, plan, job = holding.sandbox, holding.plan, holding.job
+        ipv4 = None if plan.ip is Family.IPV6 else sandbox.ipv4
+        ipv6 = None if plan.ip is Family.IPV4 else sandbox.ipv6
+        lacking = (plan.ip in {Family.IPV4, Family.BOTH} and ipv4 is None) or (
+            plan.ip in {Family.IPV6, Family.BOTH} and ipv6 is None
+        )
+        if lacking and is_counted(plan.connectivity):
+            raise Unavailable(
+                f"the job insists on {plan.ip} and this worker's network {plan.connectivity} has "
+                f"{'no IPv4' if ipv4 is None else 'no IPv6'}; run it on another worker"
+            )
+        mac = bytes.fromhex(addressing.mac_inside(sandbox.slot).replace(":", ""))
+        classes = self._datapath.classes.mask(plan.reach)
+        return SlotPlan(ipv4, ipv6, mac, classes, plan.peers, job.owner, job.accounting_group)
+
+
+def is_counted(connectivity: Connectivity) -> bool:
+    """Tell whether a sandbox has packets at all."""
+    return connectivity is not Connectivity.NONE

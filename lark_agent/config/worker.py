@@ -1,0 +1,171 @@
+"""Tables about the worker itself: links, sandboxes, addresses, where state lives."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING
+
+from lark_agent.config.section import FOREVER, Section, is_endpoint, overlap, rate_findings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Uplink(Section, frozen=True):
+    """The worker's own connection."""
+
+    interface: str = ""
+    """Interface towards the network; empty: that of the default route."""
+    rate: str = ""
+    """What all jobs together may use, for example "10 Gbit/s" or "1 Gbit/s sent, 10 Gbit/s
+    received"; empty: whatever there is, and no guarantees."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check the rate."""
+        yield from rate_findings(self, "rate")
+
+
+class Pool(Section, frozen=True):
+    """Sandboxes."""
+
+    slots: int = 64
+    """Most jobs with a sandbox at one time; also divides the NAT ports. 1 to 4096."""
+    ready: int = 8
+    """Idle sandboxes kept built, so that a job starts at once."""
+    per_user: int = 16
+    """Most jobs with a sandbox that one user has outside the batch system; at least 1."""
+    wait_seconds: float = 30.0
+    """How long a job waits for a sandbox when all slots are taken; then it is refused. 0 to 240."""
+    drain_seconds: float = 5.0
+    """How long what a finished job had under way may take to arrive and fall quiet."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check ranges."""
+        if not 1 <= self.slots <= 4096:
+            yield "slots", f"{self.slots} is not between 1 and 4096"
+        if not 0 <= self.ready <= self.slots:
+            yield "ready", f"{self.ready} is not between 0 and slots ({self.slots})"
+        if self.per_user < 1:
+            yield "per_user", f"{self.per_user} is less than 1"
+        if not 0 <= self.wait_seconds <= 240:
+            yield "wait_seconds", f"{self.wait_seconds} is not between 0 and 240"
+        if not 0 <= self.drain_seconds <= 60:
+            yield "drain_seconds", f"{self.drain_seconds} is not between 0 and 60"
+
+
+class Addresses(Section, frozen=True):
+    """Addresses of the sandboxes: private ones for nat, of delegated prefixes for routed."""
+
+    ipv4: str = "100.98.0.0/16"
+    """Of nat, private to the worker. Slot n has the n-th address after the gateway's."""
+    ipv6: str = "fd6c:6172:6b00::/64"
+    """As ipv4; used where the worker has an IPv6 default route."""
+    routed4: str = ""
+    """Of routed: an IPv4 prefix that the site's router routes to this worker; empty: none."""
+    routed6: str = ""
+    """Of routed: an IPv6 prefix that the site's router routes to this worker; empty: none."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check that all are networks of their family with enough addresses, and none overlap."""
+        ranges = (
+            ("ipv4", IPv4Network, 19, "100.98.0.0/16"),
+            ("ipv6", IPv6Network, 112, "fd6c:6172:6b00::/64"),
+            ("routed4", IPv4Network, 30, "198.18.7.0/24"),
+            ("routed6", IPv6Network, 126, "2001:db8:7::/112"),
+        )
+        for key, kind, longest, example in ranges:
+            text = getattr(self, key)
+            if not text and key.startswith("routed"):
+                continue
+            try:
+                network = ip_network(text)
+            except ValueError as error:
+                yield key, f"{error}; write a network such as {example}"
+                continue
+            if not isinstance(network, kind):
+                yield key, f"{text} is of the other address family; for example {example}"
+            elif network.prefixlen > longest:
+                yield key, f"{text} is too small; use a prefix of at most /{longest}"
+            elif network.is_multicast or network.is_loopback or network.is_link_local:
+                yield key, f"{text} cannot be routed to a sandbox; for example {example}"
+            elif network.prefixlen < 8:
+                yield key, f"{text} takes the addresses of others; for example {example}"
+            elif key.startswith("routed") and overlap(text, (self.ipv4, self.ipv6)):
+                yield key, f"{text} overlaps the private addresses of nat; choose other ones there"
+
+
+class Nat(Section, frozen=True):
+    """Port blocks: slot n always uses the n-th block, so that a port names the job."""
+
+    first_port: int = 10240
+    """First port of the first block."""
+    last_port: int = 32767
+    """Last port of the last block; keep all off the worker's own (net.ipv4.ip_local_port_range)."""
+    rest_seconds: float = 120.0
+    """How long a freed block rests while rested ones are left (RFC 6888, REQ-8)."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check the order of the ports."""
+        if not 1024 <= self.first_port <= self.last_port <= 65535:
+            yield "first_port", "ports must satisfy 1024 <= first_port <= last_port <= 65535"
+        if not 0 <= self.rest_seconds <= 86400:
+            yield "rest_seconds", f"{self.rest_seconds} is not between 0 and 86400"
+
+
+class Accounting(Section, frozen=True):
+    """Sampling and the journal."""
+
+    interval_seconds: float = 10.0
+    """Time between two readings of all counters; at least 1."""
+    history_days: float = 7.0
+    """How long ended jobs stay in this worker's journal after the collector has them."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check ranges."""
+        if not 1 <= self.interval_seconds <= 3600:
+            yield "interval_seconds", f"{self.interval_seconds} is not between 1 and 3600"
+        if not 0 <= self.history_days <= FOREVER:
+            yield "history_days", f"{self.history_days} is not between 0 and {FOREVER:.0f}"
+
+
+class CollectorLink(Section, frozen=True):
+    """Where to report."""
+
+    address: str = ""
+    """host:port of the collector; empty: keep records on this worker only."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check the form of the address."""
+        if self.address and not is_endpoint(self.address):
+            yield "address", f"'{self.address}' is not host:port or [address]:port"
+
+
+class Datapath(Section, frozen=True):
+    """How the eBPF programs get into the kernel."""
+
+    loader: str = "libbpf"
+    """libbpf (the object compiled with the package) or bcc (compiled on this worker)."""
+    python: str = "/usr/bin/python3"
+    """Interpreter that can import bcc; used by the bcc loader only."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check the choice."""
+        if self.loader not in {"libbpf", "bcc"}:
+            yield "loader", f"'{self.loader}' is neither libbpf nor bcc"
+
+
+class Paths(Section, frozen=True):
+    """Where state lives. lark-run always asks at /run/lark/run.sock."""
+
+    run: str = "/run/lark"
+    """Sockets, lock, resolv.conf of the sandboxes."""
+    state: str = "/var/lib/lark"
+    """The journal."""
+    bpffs: str = "/sys/fs/bpf/lark"
+    """Pinned maps and programs."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check that paths are absolute."""
+        for key in ("run", "state", "bpffs"):
+            if not getattr(self, key).startswith("/"):
+                yield key, f"'{getattr(self, key)}' is not an absolute path"

@@ -1,0 +1,1 @@
+"""How fast jobs may go: rates, guarantees, queues, and what can be booked."""
