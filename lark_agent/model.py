@@ -15,7 +15,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_CLASSES = 16
 """Destination classes, built-in ones included (the width of the kernel's counters)."""
@@ -281,6 +284,8 @@ class NetworkPlan:
     """IPv6 flow label (RFC 6437) of every packet the job sends, 20 bits."""
     quotas: tuple[str, ...] = ()
     """Names of the site's quotas that hold for the job."""
+    cut: bool = False
+    """An admin has cut the job off: nothing passes, whatever else the plan says."""
 
 
 class Change(NamedTuple):
@@ -337,6 +342,10 @@ class Record:
     def sampled(self, usage: Usage, now_ns: int) -> Record:
         """Return the next record of this attachment."""
         return replace(self, usage=usage, sampled_ns=now_ns, sequence=self.sequence + 1)
+
+    def changed(self, changes: Iterable[Change]) -> Record:
+        """Return this record with further changes told."""
+        return replace(self, changes=(*self.changes, *changes)[-MAX_CHANGES:])
 
 
 def new_attachment_id(now_ns: int, randomness: bytes) -> str:

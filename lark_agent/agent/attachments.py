@@ -35,13 +35,13 @@ from lark_agent.model import ExitReason, Record, new_attachment_id
 from lark_agent.sandbox.holding import Holding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from lark_agent.accounting.journal import Journal
     from lark_agent.agent.enforcing import Enforcing
     from lark_agent.agent.tasks import OwnThread, Tasks
     from lark_agent.datapath import Datapath
-    from lark_agent.model import Count, Job, NetworkPlan, Usage
+    from lark_agent.model import Change, Count, Job, NetworkPlan, Usage
     from lark_agent.sandbox.connectivity import Sandbox
     from lark_agent.sandbox.pool import Pool
 
@@ -151,6 +151,43 @@ class Attachments:
                 self._enforcing.begin(holding)
         except KernelError as error:
             raise Unavailable(f"the worker cannot put the job's plan in force: {error}") from error
+
+    @property
+    def living(self) -> Mapping[str, Attachment]:
+        """Attachment id → attachment, of jobs that run and of those that end just now."""
+        return self._living
+
+    async def change(
+        self, attachment: Attachment, plan: NetworkPlan, changes: Sequence[Change]
+    ) -> Record:
+        """Put another plan in force for a running job, and record why.
+
+        Raises LarkError, LookupError if the job has ended; then everything stays as it was.
+        """
+        async with self._numbering:
+            record, before = attachment.record, attachment.holding
+            if record.ended_ns:
+                raise LookupError(f"the job {record.job.job_id} has just ended")
+            after = replace(before, plan=plan)
+            await self._in_kernel(lambda: self._enforcing.change(before, after))
+            newer = record.sampled(record.usage, record.sampled_ns).changed(changes)
+            try:
+                await self._in_journal(lambda: self._journal.change(newer, plan))
+            except StoreError:
+                await self._in_kernel(lambda: self._enforcing.change(after, before))
+                raise
+            # it may have ended meanwhile: keep what _end wrote
+            attachment.record = replace(
+                attachment.record, sequence=newer.sequence, changes=newer.changes
+            )
+            attachment.plan = plan
+        for change in changes:
+            log.info(
+                "changed", attachment=record.attachment_id, job=record.job.job_id, by=change.by,
+                setting=change.setting, value=change.value,
+            )  # fmt: skip
+        self.changed.set()
+        return attachment.record
 
     def tell(self, attachment: Attachment) -> None:
         """Tell log and collector of a new attachment."""

@@ -40,12 +40,13 @@ from lark_agent import datapath
 from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal
 from lark_agent.agent.attachments import Attachments
+from lark_agent.agent.changing import Changing
 from lark_agent.agent.enforcing import Enforcing, is_counted
 from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.recovery import Found, recover
 from lark_agent.agent.reporter import Reporter
-from lark_agent.agent.status import StatusServicer
+from lark_agent.agent.service import AgentServicer
 from lark_agent.agent.tasks import OwnThread, Tasks
 from lark_agent.config import AGENT_FILE, AgentSettings, load
 from lark_agent.errors import LarkError, PrerequisiteError
@@ -218,7 +219,9 @@ class Daemon:
         queries = QueryServicer(answers, door.caller, settings.admin_group)
         stack.callback(queries.close)
         query_pb2_grpc.add_QueryServicer_to_server(queries, server)
-        agent_pb2_grpc.add_AgentServicer_to_server(StatusServicer(self._status), server)
+        changing = Changing(self._attachments, lambda: self._policy.words)
+        service = AgentServicer(self._status, changing, door.caller, settings.admin_group)
+        agent_pb2_grpc.add_AgentServicer_to_server(service, server)
         health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         names = [

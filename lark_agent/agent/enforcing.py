@@ -8,13 +8,14 @@ that a job is either held by all of its plan or not started.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
 from lark_agent.datapath import SlotPlan
 from lark_agent.errors import LarkError, Unavailable
-from lark_agent.model import Connectivity, Family
+from lark_agent.model import Connectivity, Family, Peers
 from lark_agent.sandbox import addressing
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ class Enforcing:
                 f"the job insists on {plan.ip} and this worker's network {plan.connectivity} has "
                 f"{'no IPv4' if ipv4 is None else 'no IPv6'}; run it on another worker"
             )
+        if plan.cut:
+            plan = replace(plan, reach=frozenset(), peers=Peers.NONE)
         mac = bytes.fromhex(addressing.mac_inside(sandbox.slot).replace(":", ""))
         classes = self._datapath.classes.mask(plan.reach)
         return SlotPlan(ipv4, ipv6, mac, classes, plan.peers, job.owner, job.accounting_group)

@@ -56,6 +56,17 @@ def job(record: Record) -> dict[str, Any]:
         "last_port": record.last_port,
         "ipv4": record.ipv4,
         "ipv6": record.ipv6,
+        "network": record.network,
+        "changes": [
+            {
+                "at_ns": change.at_ns,
+                "at": iso(change.at_ns),
+                "by": change.by,
+                "setting": change.setting,
+                "value": change.value,
+            }
+            for change in record.changes
+        ],
         "sent": count(usage.sent),
         "received": count(usage.received),
         "classes": [

@@ -83,6 +83,13 @@ class Asker:
         )
         return convert.totals_from_wire(self._ask(stub.GetTotals, request))
 
+    def change(self, job: str, settings: dict[str, str]) -> Record:
+        """Change what a running job may do; raises NoSuchJob."""
+        stub = agent_pb2_grpc.AgentStub(self.channel)
+        request = agent_pb2.ChangeJobRequest(id=job, settings=settings)
+        answer = self._ask(stub.ChangeJob, request, job)
+        return self._understand(convert.record_from_wire, answer.record)
+
     def status(self) -> agent_pb2.GetStatusResponse:
         """Return the state of an agent."""
         stub = agent_pb2_grpc.AgentStub(self.channel)

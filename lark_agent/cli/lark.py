@@ -178,20 +178,40 @@ def jobs(obj: dict[str, str], /, **given: Any) -> None:
         click.echo(f"more jobs match than the {len(found)} shown; see --limit", err=True)
 
 
-@lark.command(epilog=example("lark job 1234.0", "lark job 0193ab6e-5c1f --json"))
+@lark.command(
+    epilog=example(
+        "lark job 1234.0",
+        "lark job 0193ab6e-5c1f --json",
+        'sudo lark job 1234.0 set rate="10 Mbit/s" reach=campus',
+        "sudo lark job 1234.0 set cut=yes",
+    )
+)
 @click.argument("job_id", metavar="ID")
+@click.argument("change", nargs=-1, metavar="[set SETTING=VALUE ...]")
 @exact_option
 @as_json_option
 @click.pass_obj
-def job(obj: dict[str, str], job_id: str, exact: bool, as_json: bool) -> None:
-    """Show everything about one job: each run, traffic by class, drops and what they mean.
+def job(
+    obj: dict[str, str], job_id: str, change: tuple[str, ...], exact: bool, as_json: bool
+) -> None:
+    """Show everything about one job, or change what it may do while it runs.
 
-    ID is the batch system's job id, or an attachment id or the start of one (8 characters).
+    ID is the batch system's job id, or an attachment id or the start of one (8 characters). Shown
+    are each run, traffic by class, drops and what they mean, and what was changed.
+
+    With set, on the worker that runs the job and for admins: the settings of a profile (reach,
+    peers, inbound, ports, services, rate, guarantee, queue, priority, dscp, flow_label, quotas),
+    and cut=yes to let nothing through any more. It holds for the next packet and is recorded.
     """
     from lark_agent.cli import as_json as forms  # noqa: PLC0415  as above
     from lark_agent.cli import asking, show, tables  # noqa: PLC0415  as above
 
-    with asking.connect(obj["endpoint"]) as asker:
+    where = obj["endpoint"]
+    if change and where == COLLECTOR_SOCKET:  # the default: only the agent can change anything
+        where = AGENT_SOCKET
+    with asking.connect(where) as asker:
+        if change:
+            asker.change(job_id, settings_of(change))
         runs = asker.find(job_id)
     if as_json:
         click.echo(forms.write(forms.runs(runs)))
@@ -303,6 +323,14 @@ def doctor(obj: dict[str, str | None], config: Path | None, as_json: bool) -> No
 
 
 lark.add_command(policy)
+
+
+def settings_of(words: tuple[str, ...]) -> dict[str, str]:
+    """Read `set SETTING=VALUE ...`."""
+    settings = dict(word.partition("=")[::2] for word in words[1:])
+    if words[0] != "set" or not settings or not all("=" in word for word in words[1:]):
+        raise click.UsageError("write: lark job ID set SETTING=VALUE ...")
+    return settings
 
 
 def filter_of(given: dict[str, Any], *, running: bool | None = None) -> JobFilter:

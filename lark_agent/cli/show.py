@@ -92,7 +92,8 @@ def _facts(record: Record, frame: Frame) -> Iterator[tuple[str, str]]:
     yield "owner", f"{record.job.owner} (uid {record.job.uid}, {trust})"
     yield "accounting group", record.job.accounting_group or "-"
     yield "worker", f"{record.worker}, slot {record.slot}"
-    yield "profile", f"{record.profile} (connectivity {record.connectivity})"
+    network = f", network {record.network}" if record.network else ""
+    yield "profile", f"{record.profile} (connectivity {record.connectivity}{network})"
     if addresses := [address for address in (record.ipv4, record.ipv6) if address]:
         yield "addresses", ", ".join(addresses)
     if record.first_port:
@@ -105,6 +106,10 @@ def _facts(record: Record, frame: Frame) -> Iterator[tuple[str, str]]:
     if record.ended_ns:
         yield "exit", reasons.ending(record)
     age = units.duration(frame.now_ns - record.sampled_ns)
+    for change in record.changes:
+        when = units.local(change.at_ns, seconds=True)
+        what = f"{change.setting} = {change.value}, {when}, by {change.by}"
+        yield "changed", units.visible(what)
     yield "counters", "final" if record.final else f"read {age} ago" if record.sampled_ns else "-"
 
 

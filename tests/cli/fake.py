@@ -75,6 +75,7 @@ class Script(query_pb2_grpc.QueryServicer, agent_pb2_grpc.AgentServicer):
     page: int = 1000
     requests: list[JobFilter] = field(default_factory=list)
     raw: list[query_pb2.ListJobsResponse] = field(default_factory=list)
+    changes: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     refusal: tuple[grpc.StatusCode, str] | None = None
 
     def ListJobs(  # noqa: N802  the name in the protocol
@@ -107,6 +108,16 @@ class Script(query_pb2_grpc.QueryServicer, agent_pb2_grpc.AgentServicer):
         self.requests.append(convert.filter_from_wire(request.filter))
         by = tuple(convert.groupings_from_wire(request.by))
         return convert.totals_to_wire(self.totals[by])
+
+    def ChangeJob(  # noqa: N802  the name in the protocol
+        self,
+        request: agent_pb2.ChangeJobRequest,
+        context: grpc.ServicerContext,
+    ) -> agent_pb2.ChangeJobResponse:
+        self.changes.append((request.id, dict(request.settings)))
+        if self.refusal:
+            context.abort(*self.refusal)
+        return agent_pb2.ChangeJobResponse(record=convert.record_to_wire(make_record(1)))
 
     def GetStatus(  # noqa: N802  the name in the protocol
         self, request: agent_pb2.GetStatusRequest, context: grpc.ServicerContext

@@ -94,6 +94,8 @@ def test_jobs_json_is_the_documented_contract(
                 "last_port": 10943,
                 "ipv4": "100.98.0.3",
                 "ipv6": "fd6c:6172:6b00::3",
+                "network": "",
+                "changes": [],
                 "sent": {"packets": 1001, "bytes": 52_060},
                 "received": {"packets": 20_001, "bytes": 29_536_833},
                 "classes": [
@@ -380,3 +382,20 @@ def test_shells_complete_commands() -> None:
     """Completion works as click documents it."""
     done = run(_LARK_COMPLETE="bash_complete", COMP_WORDS="lark us", COMP_CWORD="1")
     assert "usage" in done.stdout
+
+
+def test_a_change_is_asked_for_and_the_job_shown(
+    service: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`set` sends the words as they are; what they mean is the agent's to say."""
+    service.script.runs["5.0"] = (JobRun(make_record(1), ()),)
+    assert lark.status(["job", "5.0", "set", "rate=10 Mbit/s", "reach=", "cut=yes"]) == 0
+    assert service.script.changes == [("5.0", {"rate": "10 Mbit/s", "reach": "", "cut": "yes"})]
+    assert "attachment" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["set"], ["set", "rate"], ["put", "rate=1"]])
+def test_a_change_has_one_form(service: Service, words: list[str]) -> None:
+    """Nothing is guessed about what an admin means."""
+    assert lark.status(["job", "5.0", *words]) == 2
+    assert service.script.changes == []

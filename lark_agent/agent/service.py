@@ -1,0 +1,91 @@
+"""The service that only a worker's agent has: its state for anybody, changes for admins.
+
+No job is named in the state. A change is asked for by whom the kernel says; each refusal has a
+status of its own, so that a program can tell a mistake from a worker that is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pwd
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpc
+
+from lark_agent.errors import LarkError, Refused
+from lark_agent.rpc import convert
+from lark_agent.rpc.frontdoor import UnknownCallerError
+from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc
+from lark_agent.rpc.queries import sight_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from lark_agent.agent.changing import Changing
+    from lark_agent.rpc.frontdoor import Caller
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AgentServicer(agent_pb2_grpc.AgentServicer):
+    """Answers those whom `caller_of` knows (see `FrontDoor.caller`)."""
+
+    def __init__(
+        self,
+        status: Callable[[], Awaitable[agent_pb2.GetStatusResponse]],
+        changing: Changing,
+        caller_of: Callable[[Any], Caller],
+        admin_group: str,
+    ) -> None:
+        self._status = status
+        self._changing = changing
+        self._caller_of = caller_of
+        self._admin_group = admin_group
+
+    async def GetStatus(  # noqa: N802  rpc name
+        self,
+        request: agent_pb2.GetStatusRequest,  # noqa: ARG002  empty
+        context: Context,  # noqa: ARG002  not needed
+    ) -> agent_pb2.GetStatusResponse:
+        """Return the current state."""
+        return await self._status()
+
+    async def ChangeJob(  # noqa: N802  rpc name
+        self, request: agent_pb2.ChangeJobRequest, context: Context
+    ) -> agent_pb2.ChangeJobResponse:
+        """Change what a running job may do."""
+        try:
+            caller = self._caller_of(context)
+            sight = await asyncio.to_thread(sight_of, caller, self._admin_group)
+            if not sight.everything:
+                await _abort(
+                    context,
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    f"only root and members of {self._admin_group} change running jobs",
+                )
+            convert.check_text("id", request.id)
+            by = await asyncio.to_thread(_name, caller.uid)
+            record = await self._changing.change(request.id, dict(request.settings), by)
+        except UnknownCallerError as error:
+            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        except LookupError as error:
+            await _abort(context, grpc.StatusCode.NOT_FOUND, str(error.args[0]))
+        except (convert.InvalidRecord, ValueError) as error:
+            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Refused as error:
+            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except LarkError as error:
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+        return agent_pb2.ChangeJobResponse(record=convert.record_to_wire(record))
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
+    await context.abort(code, text)
+    raise AssertionError("abort always raises")
