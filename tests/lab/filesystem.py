@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ STATE = Path("/run/lab")
 """The lab's own files."""
 ADMIN_GROUP = ("lark-admin", 1100)
 
+CLONE_NEWNS = 0x00020000
 MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 1 << 18
 
 
@@ -68,6 +70,40 @@ def build(nameserver: str) -> None:
         Path(user.home).mkdir(mode=0o700)
         os.chown(user.home, user.uid, user.uid)
     _install_wrappers()
+
+
+def second_worker() -> int:
+    """Make the second worker's view of the files and return the pid of a process that has it.
+
+    Where an agent keeps state it is empty; everything else is the lab's.
+    """
+    ready, there = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _mount_anew()
+            os.write(there, b"1")
+            while True:
+                signal.pause()
+        except OSError as error:
+            os.write(2, f"the second worker's files: {error}\n".encode())
+        os._exit(1)
+    os.close(there)
+    if os.read(ready, 1) != b"1":
+        raise OSError("cannot make the second worker's files")
+    os.close(ready)
+    return pid
+
+
+def _mount_anew() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "cannot unshare mounts")
+    _mount("none", "/", None, MS_REC | MS_PRIVATE)
+    for place in ("/run/netns", "/run/lark", "/var/lib/lark"):
+        Path(place).mkdir(exist_ok=True)
+        _mount("tmpfs", place, "tmpfs", data="mode=755")
+    _mount("bpf", "/sys/fs/bpf", "bpf")
 
 
 def _mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:

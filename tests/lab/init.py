@@ -17,6 +17,7 @@ Standard library only, and one thread: it forks.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -28,6 +29,8 @@ from typing import Any, NoReturn
 from tests.lab import filesystem, topology
 
 DATAGRAM = 256 * 1024
+second: list[int] = []
+"""A pidfd of the process that has the second worker's files."""
 
 
 def main() -> None:
@@ -39,6 +42,8 @@ def main() -> None:
         socket.sethostname("worker1")
         filesystem.build(topology.CAMPUS.ipv4)
         topology.build(**options)
+        if options["second"]:
+            second.append(os.pidfd_open(filesystem.second_worker()))
     except (OSError, topology.BuildError) as error:
         sys.exit(str(error))
     socket.send_fds(control, [b'{"ready": true}'], [os.pidfd_open(os.getpid())])
@@ -87,6 +92,8 @@ def become(request: dict[str, Any], fds: list[int]) -> NoReturn:
         os.setsid()
         if request["host"] != topology.WORKER.name:
             topology.enter(request["host"])
+        if request["host"] == topology.WORKER2.name:
+            enter_files(second[0])
         for target, fd in enumerate(fds[:3]):
             os.dup2(fd, target)
         os.setgroups(request["groups"])
@@ -97,6 +104,13 @@ def become(request: dict[str, Any], fds: list[int]) -> NoReturn:
     except BaseException as error:  # noqa: BLE001  a forked copy of process 1 must not return
         os.write(2, f"cannot start {request['command']}: {error}\n".encode())
     os._exit(127)
+
+
+def enter_files(pidfd: int) -> None:
+    """Take over the mounts of a process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(pidfd, filesystem.CLONE_NEWNS) != 0:
+        raise OSError(ctypes.get_errno(), "cannot enter the second worker's files")
 
 
 def reap(statuses: dict[int, int]) -> None:

@@ -11,6 +11,10 @@ The worker is the network namespace of the lab's process 1; the others are named
 by `ip netns`, so that `ip netns exec campus ...` works for whoever looks around. Addresses are
 from the documentation ranges and never leave the namespaces.
 
+A lab may have a second worker, on a link of its own to the router (198.51.100.128/25 would be taken
+for the campus, so it has 192.0.3.10 and 2001:db8:4::10). Its processes see files of their own where
+an agent keeps its state (`tests.lab.filesystem.second_worker`).
+
 **Who segments where.** The worker keeps every offload a real one has, so its stack and the
 datapath meet super-packets: TSO and UDP_SEGMENT outwards, GRO inwards (`uplink0` gro on). The far
 hosts and all of the router have segmentation and GRO off: the router cuts super-packets before
@@ -41,7 +45,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 CLONE_NEWNET = 0x40000000
 NAMED = Path("/run/netns")
@@ -81,11 +85,13 @@ class Host:
 WORKER = Host("worker", "uplink0", "192.0.2.10", "2001:db8:1::10")
 CAMPUS = Host("campus", "eth0", "198.51.100.10", "2001:db8:2::10")
 INTERNET = Host("internet", "eth0", "203.0.113.10", "2001:db8:3::10")
+WORKER2 = Host("worker2", "uplink0", "192.0.3.10", "2001:db8:4::10")
 FAR = (CAMPUS, INTERNET)
 ROUTER = "router"
-LINKS = {"uplink0", "worker0", "campus0", "internet0", "eth0"}
+LINKS = {"uplink0", "worker0", "worker20", "campus0", "internet0", "eth0"}
 """Interfaces of the lab's own links, on whatever host."""
-HOSTS = ("worker", ROUTER, "campus", "internet")
+HOSTS = ("worker", ROUTER, "campus", "internet", "worker2")
+"""The last only where a lab is made with two workers."""
 
 
 def namespace(host: str) -> str:
@@ -104,24 +110,31 @@ def enter(host: str) -> None:
             raise OSError(number, f"cannot enter host {host}: {os.strerror(number)}")
 
 
-def build(*, ipv6: bool, mtu: int, delegated: list[str]) -> None:
+def build(
+    *, ipv6: bool, mtu: int, delegated: list[str], second: bool, delegated2: list[str]
+) -> None:
     """Make hosts, links, addresses and routes; called once, by the lab's process 1.
 
-    `delegated` prefixes are what the router sends on to the worker.
+    `delegated` prefixes are what the router sends on to the worker, `delegated2` to the `second`.
     """
+    hosts = (WORKER, *FAR, WORKER2) if second else (WORKER, *FAR)
+    names = [ROUTER, *(host.name for host in hosts[1:])]
     _ip(
         "link set lo up",
-        *(f"netns add {name}" for name in HOSTS[1:]),
+        *(f"netns add {name}" for name in names),
         f"link add uplink0 mtu {mtu} type veth peer name worker0 netns {ROUTER} mtu {mtu}",
     )
-    _at(ROUTER, partial(_ip, *(_far_link(host) for host in FAR)))
-    for name in HOSTS:
+    _at(ROUTER, partial(_ip, *(_far_link(host) for host in hosts[1:])))
+    for name in (WORKER.name, *names):
         _at(name, _settle_at_once)
-    _at(ROUTER, partial(_configure_router, ipv6))
-    for host in (WORKER, *FAR):
+    _at(ROUTER, partial(_configure_router, hosts, ipv6))
+    for host in hosts:
         _at(host.name, partial(_configure_host, host, ipv6))
-    gateways = {prefix: WORKER.ipv6 if ":" in prefix else WORKER.ipv4 for prefix in delegated}
-    routes = [f"route add {prefix} via {gateway}" for prefix, gateway in gateways.items()]
+    given = [*((WORKER, prefix) for prefix in delegated), *((WORKER2, p) for p in delegated2)]
+    routes = [
+        f"route add {prefix} via {worker.ipv6 if ':' in prefix else worker.ipv4}"
+        for worker, prefix in given
+    ]
     if routes:
         _at(ROUTER, partial(_ip, *routes))
 
@@ -139,17 +152,17 @@ def _settle_at_once() -> None:
             (interface / key).write_text("0")
 
 
-def _configure_router(ipv6: bool) -> None:
+def _configure_router(hosts: Sequence[Host], ipv6: bool) -> None:
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
     Path("/proc/sys/net/ipv6/conf/all/forwarding").write_text("1")
     commands = ["link set lo up"]
-    for host in (WORKER, *FAR):
+    for host in hosts:
         commands.append(f"address add {host.gateway4}/24 dev {host.name}0")
         if ipv6:
             commands.append(f"address add {host.gateway6}/64 dev {host.name}0 nodad")
         commands.append(f"link set {host.name}0 up")
     _ip(*commands)
-    for host in (WORKER, *FAR):
+    for host in hosts:
         _offloads(f"{host.name}0", "off", *WIRE)
         _run("tc", "qdisc", "add", "dev", f"{host.name}0", "root", "tbf", *LINK)
 
@@ -165,7 +178,7 @@ def _configure_host(host: Host, ipv6: bool) -> None:
     if ipv6:
         commands.append(f"route add ::/0 via {host.gateway6} dev {host.interface}")
     _ip(*commands)
-    if host is WORKER:
+    if host in {WORKER, WORKER2}:
         _offloads(host.interface, "on", "gro")
     else:
         _offloads(host.interface, "off", *WIRE)

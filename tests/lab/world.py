@@ -51,12 +51,18 @@ class Lab:
     """One laboratory; a context manager.
 
     `mtu` is that of the worker's uplink; the router sends `delegated` prefixes on to the worker.
+    With `second` there is a host "worker2" as well, to which it sends `delegated2`.
     """
 
     def __init__(
-        self, *, ipv6: bool = True, mtu: int = 1500, delegated: Sequence[str] = ()
-    ) -> None:
-        self._options = {"ipv6": ipv6, "mtu": mtu, "delegated": list(delegated)}
+        self, *, ipv6: bool = True, mtu: int = 1500, delegated: Sequence[str] = (),
+        second: bool = False, delegated2: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self._second = second
+        self._options = {
+            "ipv6": ipv6, "mtu": mtu, "delegated": list(delegated),
+            "second": second, "delegated2": list(delegated2),
+        }  # fmt: skip
         self._numbers = itertools.count(1)
         self._processes: list[Process] = []
 
@@ -179,9 +185,11 @@ class Lab:
         _await_ready(process, notify, timeout)
         return process
 
-    def agent(self, config: str = "", *, env: Mapping[str, str] | None = None) -> Process:
-        """Start `lark-agent run` on the worker with a configuration text (empty: none at all)."""
-        return self.service([*self._daemon("lark-agent", config)], env=env)
+    def agent(
+        self, config: str = "", *, host: str = "worker", env: Mapping[str, str] | None = None
+    ) -> Process:
+        """Start `lark-agent run` on a worker with a configuration text (empty: none at all)."""
+        return self.service([*self._daemon("lark-agent", config)], host=host, env=env)
 
     def collector(self, config: str = "", *, host: str = "worker") -> Process:
         """Start `lark-collector run` with a configuration text (empty: none at all)."""
@@ -197,6 +205,7 @@ class Lab:
         scheduler: Scheduler = "htcondor",
         wrapper: str | None = f"{WRAPPERS}/lark-run",
         umask: int = 0o022,
+        host: str = "worker",
     ) -> JobHandle:
         """Start a job through the wrapper as a batch system does; see `tests.lab.starter`.
 
@@ -207,6 +216,7 @@ class Lab:
         spec = JobSpec(number, tuple(command), user, scheduler, wrapper, umask, dict(env or {}), ad)
         starter = self.start(
             ["/usr/bin/python3", "-I", "-S", str(ROOT / "tests/lab/starter.py")],
+            host=host,
             stdin=spec.to_json(),
         )
         return JobHandle(starter, self.path(STATE / "jobs" / f"{number}.json"), spec.job_id)
@@ -231,7 +241,7 @@ class Lab:
 
     def _dropped(self) -> int:
         total = 0
-        for host in HOSTS:
+        for host in HOSTS if self._second else HOSTS[:-1]:
             for link in json.loads(self.run(["ip", "-s", "-j", "link"], host=host).stdout):
                 if link["ifname"] in LINKS:
                     # the sender of a veth counts every frame that the other end had no room for;
