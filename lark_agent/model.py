@@ -129,6 +129,14 @@ class DropReason(IntEnum):
     """The sandboxes' own addresses: no job, or one that the two plans do not let have this one."""
     MARTIAN = 7
     """Loopback or multicast addresses, which have no business outside a sandbox."""
+    QUOTA = 8
+    """A quota of the job is used up, and its action is to cut."""
+    INBOUND_DENIED = 9
+    """The plan lets nothing in, or nothing that the job did not ask for, or not to this port."""
+    SERVICE_DENIED = 10
+    """The worker itself, but none of the services that it lists for the job."""
+    FORGED_SERVICE = 11
+    """What only the network may say: router advertisements, redirects, answers of DHCP servers."""
 
 
 class ExitReason(StrEnum):

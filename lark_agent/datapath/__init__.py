@@ -4,8 +4,20 @@
 machine lacks for it. What is counted and why: docs/datapath.md.
 """
 
+from lark_agent.datapath.attach import Hooks
 from lark_agent.datapath.classes import ClassTable
 from lark_agent.datapath.datapath import Datapath, load, unload
-from lark_agent.datapath.layout import Counters, SlotPlan
+from lark_agent.datapath.layout import Counters
+from lark_agent.datapath.plan import QuotaAction, QuotaUse, SlotPlan
 
-__all__ = ["ClassTable", "Counters", "Datapath", "SlotPlan", "load", "unload"]
+__all__ = [
+    "ClassTable",
+    "Counters",
+    "Datapath",
+    "Hooks",
+    "QuotaAction",
+    "QuotaUse",
+    "SlotPlan",
+    "load",
+    "unload",
+]

@@ -39,7 +39,7 @@ def build(source: str, maps: str, out: str) -> int:
 
     flags = ["-DLARK_BCC", f'-DLARK_PINS="{maps}"', "-Wno-unused-value"]
     try:
-        module = BPF(src_file=source, cflags=flags)
+        module = BPF(text=whole(source), cflags=flags)
         for name in PROGRAMS:
             program = module.load_func(name, BPF.SCHED_CLS)
             path = os.path.join(os.fsencode(out), name)  # noqa: PTH118  bcc wants bytes
@@ -50,6 +50,21 @@ def build(source: str, maps: str, out: str) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def whole(source: str) -> str:
+    """Return the source with its headers put in: bcc rewrites map access in one file only.
+
+    Each is put in where it is first named; its include guard does the rest.
+    """
+    directory = os.path.dirname(source)  # noqa: PTH120  as above: no pathlib for strings of bcc
+    with open(source, encoding="utf-8") as opened:  # noqa: PTH123  as above
+        lines = opened.read().splitlines()
+    found = []
+    for line in lines:
+        included = line.removeprefix('#include "').removesuffix('"')
+        found.append(whole(os.path.join(directory, included)) if included != line else line)  # noqa: PTH118  as above
+    return "\n".join(found)
 
 
 def header_places(release: str) -> list[str]:

@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING
 
 from lark_agent.datapath.layout import ALL_CLASSES, FIRST_SANDBOX, NOBODY, Destination
 from lark_agent.errors import ConfigurationError, PrerequisiteError
-from lark_agent.model import BUILT_IN_CLASSES, DEFAULT_CLASS, JOBS_CLASS, MAX_CLASSES
+from lark_agent.model import BUILT_IN_CLASSES, DEFAULT_CLASS, JOBS_CLASS, MAX_CLASSES, WORKER_CLASS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
 Network = IPv4Network | IPv6Network
+_COMPUTED = (JOBS_CLASS, WORKER_CLASS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def assign(
     wanted = [name for name in wanted if name not in BUILT_IN_CLASSES]
     names = [DEFAULT_CLASS] + [""] * (MAX_CLASSES - 1)
     for number, name in enumerate(before):
-        if number and name and (name in {*wanted, JOBS_CLASS} or number in in_use):
+        if number and name and (name in {*wanted, *_COMPUTED} or number in in_use):
             names[number] = name
     for name in wanted:
         if name in names:
@@ -81,8 +82,9 @@ def assign(
                 f"{', '.join(retired)}; add it after they have ended"
             )
         names[names.index("")] = name
-    if JOBS_CLASS not in names and "" in names:
-        names[max(number for number, name in enumerate(names) if not name)] = JOBS_CLASS
+    for name in _COMPUTED:
+        if name not in names and "" in names:
+            names[max(number for number, free in enumerate(names) if not free)] = name
     return tuple(names)
 
 

@@ -24,17 +24,17 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
 from lark_agent.datapath import pins
-from lark_agent.datapath.attach import attach_programs
+from lark_agent.datapath.attach import Hooks, attach_programs
 from lark_agent.datapath.classes import assign, build_table, pack_prefix
 from lark_agent.datapath.layout import (
     ALL_CLASSES,
     NAME_SIZE,
     PROGRAMS,
     Counters,
-    plan_state,
     sum_copies,
     u32,
 )
+from lark_agent.datapath.plan import plan_state
 from lark_agent.datapath.settle import wait_for_programs
 from lark_agent.linux import bpf
 from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES
@@ -46,9 +46,10 @@ if TYPE_CHECKING:
 
     from lark_agent.datapath.attach import TrafficControl
     from lark_agent.datapath.classes import ClassTable, Network
-    from lark_agent.datapath.layout import SlotPlan
+    from lark_agent.datapath.plan import SlotPlan
     from lark_agent.linux.bpf import Map
 
+_COUNTERS = ("usage", "dropped", "dropped2")
 _CHUNK = 1 << 20  # bytes read from a per-CPU map in one system call
 
 
@@ -79,14 +80,18 @@ class Datapath:
 
     # Interfaces
 
-    def attach(self, netlink: TrafficControl, ifindex: int, slot: int) -> None:
-        """Make an interface the host side of a slot; do it before the link is up.
+    def attach(
+        self, netlink: TrafficControl, ifindex: int, slot: int, hooks: Hooks = Hooks.HOST
+    ) -> None:
+        """Make an interface a slot's; do it before the link is up.
 
-        `netlink` is a pyroute2 IPRoute in the interface's namespace. May be repeated; an interface
-        that has programs of an earlier agent gets this one's.
+        `netlink` is a pyroute2 IPRoute in the interface's namespace, `hooks` which end of the link
+        it is. Interface indices must be unique on the worker: one in a sandbox is given its index
+        when it is made. May be repeated; an interface that has programs of an earlier agent gets
+        this one's.
         """
         self._maps["slots"].set(u32(ifindex), u32(self._checked(slot)))
-        attach_programs(netlink, ifindex, self._programs)
+        attach_programs(netlink, ifindex, self._programs, hooks)
 
     def unbind(self, ifindex: int) -> bool:
         """Forget an interface: if it still exists, nothing passes it. False if it was not known."""
@@ -129,7 +134,7 @@ class Datapath:
         plan = self._maps["plan"].get(key)
         if plan is None or plan_state(plan)[0]:
             raise ValueError(f"slot {slot} has an active plan: its counters belong to a job")
-        for name in ("usage", "dropped"):
+        for name in _COUNTERS:
             self._maps[name].set(key, bytes(self._maps[name].entry_size))
 
     def read(self, slots: Iterable[int]) -> dict[int, Counters]:
@@ -138,9 +143,8 @@ class Datapath:
         Each counter is exact; packets and bytes of one that moves meanwhile may differ by a packet.
         """
         wanted = sorted({self._checked(slot) for slot in slots})
-        used = self._sums(self._maps["usage"], wanted)
-        dropped = self._sums(self._maps["dropped"], wanted)
-        return {slot: Counters.unpack(used[slot], dropped[slot]) for slot in wanted}
+        parts = [self._sums(self._maps[name], wanted) for name in _COUNTERS]
+        return {slot: Counters.unpack(*(part[slot] for part in parts)) for slot in wanted}
 
     def _sums(self, counters: Map, wanted: list[int]) -> dict[int, bytes]:
         """Sum over CPUs, reading runs of the array from the first wanted slot to the last."""

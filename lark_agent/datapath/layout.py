@@ -1,4 +1,4 @@
-"""What the maps hold: the Python side of the structures in job.bpf.c.
+"""What the maps hold: the Python side of the structures in layout.h.
 
 ==============  ====================  ===========================================  ==========
 map             kind                  key → value                                  written by
@@ -6,7 +6,8 @@ map             kind                  key → value                             
 slots           hash                  interface index → slot                       agent
 plan            array                 slot → flags, classes, addresses, MAC, peers agent
 usage           per-CPU array         slot → (16 classes + non-IP) x 2 directions  programs
-dropped         per-CPU array         slot → drop reasons                          programs
+dropped         per-CPU array         slot → drop reasons 0 to 7                   programs
+dropped2        per-CPU array         slot → drop reasons 8 to 15                  programs
 classes4, -6    longest-prefix tries  network → class, address of slot 0           agent
 class_names     array                 class → name                                 agent
 ==============  ====================  ===========================================  ==========
@@ -14,15 +15,17 @@ class_names     array                 class → name                            
 `class_names` is for the agent alone: it is pinned beside the counters because a counter without
 the name of its class means nothing, and both must survive an agent together.
 
+Drop reasons are in two maps because a map that layout 1 made must stay the same map: with jobs
+running, programs of both layouts count in it (`lark_agent.datapath.pins`).
+
 Sizes are those of the worker: the usage of a slot takes 544 bytes for each possible CPU (64 slots
 on 256 CPUs: 9 MB). VERSION names the layout; change it with any structure here or there, and keep
 what `lark_agent.datapath.pins` needs to carry an older one over: the sizes of its values, and how
-its plans become ours.
+its plans become ours (`lark_agent.datapath.plan`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import sys
 from dataclasses import dataclass
@@ -36,16 +39,14 @@ from lark_agent.model import (
     Direction,
     Drop,
     DropReason,
-    Peers,
     Usage,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from ipaddress import IPv4Address, IPv6Address
 
-VERSION = 2
-OLDER = (1,)
+VERSION = 3
+OLDER = (2, 1)
 """Layouts that are carried over."""
 PROGRAMS = ("from_job", "to_job")
 
@@ -56,17 +57,16 @@ NOBODY = 0xFFFFFFFF
 ALL_CLASSES = (1 << MAX_CLASSES) - 1
 """Class mask of a job that may exchange packets with every class."""
 
-PLAN_ACTIVE = 1
-_PEERS = {Peers.NONE: 0, Peers.OWNER: 1, Peers.GROUP: 2, Peers.ALL: 3}
+PLAN_SIZES = {1: 36, 2: 56, VERSION: 232}
 _U32 = struct.Struct("=I")
-_PLAN = struct.Struct("=II4s6s2x16sI8s8s")
-_PLAN_STATE = struct.Struct("=II")  # how a plan begins, in every version
-_PLAN_SIZES = {1: 36, VERSION: _PLAN.size}
 _DESTINATION = struct.Struct("=II")
-_DESTINATION_SIZES = {1: 4, VERSION: _DESTINATION.size}
+_DESTINATION_SIZES = {1: 4, 2: 8, VERSION: _DESTINATION.size}
 _ROWS = MAX_CLASSES + 1  # the last is for frames that are not IP
 _COUNTERS = struct.Struct(f"={_ROWS * len(Direction) * 2}Q")
-_DROPS = struct.Struct(f"={len(DropReason) * 2}Q")
+_REASONS_OF_A_MAP = 8
+_DROPS = struct.Struct(f"={_REASONS_OF_A_MAP * 2}Q")
+KEPT = ("slots", "usage", "dropped", "class_names")
+"""Maps that are the same in every layout, and are handed on from one to the next."""
 NAME_SIZE = 32
 _MOST_PREFIXES = 1 << 16
 
@@ -78,66 +78,26 @@ def map_specs(slots: int, version: int = VERSION) -> dict[str, MapSpec]:
         "max_entries": _MOST_PREFIXES,
         "flags": NO_PREALLOC,
     }
-    return {
+    maps = {
         # twice: a slot's next interface may exist before its last one is gone
         "slots": MapSpec(MapKind.HASH, 4, 4, 2 * slots),
-        "plan": MapSpec(MapKind.ARRAY, 4, _PLAN_SIZES[version], slots),
+        "plan": MapSpec(MapKind.ARRAY, 4, PLAN_SIZES[version], slots),
         "usage": MapSpec(MapKind.PERCPU_ARRAY, 4, _COUNTERS.size, slots),
         "dropped": MapSpec(MapKind.PERCPU_ARRAY, 4, _DROPS.size, slots),
         "classes4": MapSpec(MapKind.LPM_TRIE, 4 + 4, **trie),
         "classes6": MapSpec(MapKind.LPM_TRIE, 4 + 16, **trie),
         "class_names": MapSpec(MapKind.ARRAY, 4, NAME_SIZE, MAX_CLASSES),
     }
+    if version == VERSION:
+        maps |= {
+            "dropped2": MapSpec(MapKind.PERCPU_ARRAY, 4, _DROPS.size, slots),
+        }
+    return maps
 
 
 def u32(number: int) -> bytes:
     """Return a slot, interface index or class as the maps have it."""
     return _U32.pack(number)
-
-
-@dataclass(frozen=True, slots=True)
-class SlotPlan:
-    """What the programs know of the job in a slot."""
-
-    addr4: IPv4Address | None
-    addr6: IPv6Address | None
-    mac: bytes
-    """The sandbox's link-layer address, 6 bytes."""
-    classes: int = ALL_CLASSES
-    """Bit n: the job may exchange packets with class n."""
-    peers: Peers = Peers.NONE
-    owner: str = ""
-    group: str = ""
-    """Accounting group. Nobody else has an empty owner or group."""
-
-    def packed(self, *, active: bool) -> bytes:
-        """Return the map value."""
-        addr4 = self.addr4.packed if self.addr4 else bytes(4)
-        addr6 = self.addr6.packed if self.addr6 else bytes(16)
-        flags = PLAN_ACTIVE if active else 0
-        return _PLAN.pack(
-            *(flags, self.classes, addr4, self.mac, addr6),
-            *(_PEERS[self.peers], _identity(self.owner), _identity(self.group)),
-        )
-
-
-def plan_state(value: bytes | memoryview) -> tuple[bool, int]:
-    """Return (is active, class mask) of a value of the map `plan`, of any version."""
-    flags, classes = _PLAN_STATE.unpack_from(value)
-    return bool(flags & PLAN_ACTIVE), classes
-
-
-def carried_plan(value: bytes) -> bytes:
-    """Return a plan of an older layout in this one: no peers, as ever before."""
-    return value.ljust(_PLAN.size, b"\0")
-
-
-def _identity(name: str) -> bytes:
-    """Return what the programs compare instead of a name; zero for none.
-
-    64 bits of a cryptographic hash: a job cannot make up a name that is taken for another's.
-    """
-    return hashlib.blake2b(name.encode(), digest_size=8).digest() if name else bytes(8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +123,10 @@ class Counters:
     """(packets, bytes) of each drop reason."""
 
     @classmethod
-    def unpack(cls, used: bytes, dropped: bytes) -> Counters:
-        """Read the sums over all CPUs."""
-        return cls(_COUNTERS.unpack(used), _DROPS.unpack(dropped))
+    def unpack(cls, used: bytes, *dropped: bytes) -> Counters:
+        """Read the sums over all CPUs: of `usage`, `dropped` and `dropped2`."""
+        drops = [count for part in dropped for count in _DROPS.unpack(part)]
+        return cls(_COUNTERS.unpack(used), tuple(drops[: 2 * len(DropReason)]))
 
     def used_by(self, row: int, direction: Direction) -> Count:
         """Return what moved with one class."""

@@ -2,7 +2,7 @@
 
 ::
 
-    <bpffs>/v2/{slots,plan,usage,…,from_job,to_job}    the set in force, of layout version 2
+    <bpffs>/v3/{slots,plan,usage,…,from_job,to_job}    the set in force, of layout version 3
     <bpffs>/loading/                                   a set being made; if found, a wreck
 
 Maps and programs are pinned into `loading` and come into force by a rename, which is atomic: a
@@ -10,7 +10,7 @@ crash leaves the old set or the new one. An agent that starts keeps the maps it 
 every counter, but always loads its own programs and renames them over the old pins, so that a new
 release's rules hold. Interfaces that have the old programs keep them until they are attached again.
 
-A set of an older layout is carried over. A map whose entries are the same in both is the same map,
+A set of an older layout is carried over. The maps of counters and interfaces are the same map,
 pinned in both directories: the old programs, which hang on the interfaces until they are attached
 again, and the new ones count in the same place, so no packet falls between two sets of counters.
 Plans are rewritten; classes are set anew by every agent (`Datapath.set_classes`). Until an
@@ -27,15 +27,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lark_agent.datapath import loaders
-from lark_agent.datapath.layout import (
-    OLDER,
-    PROGRAMS,
-    VERSION,
-    carried_plan,
-    map_specs,
-    plan_state,
-    u32,
-)
+from lark_agent.datapath.layout import KEPT, OLDER, PROGRAMS, VERSION, map_specs, u32
+from lark_agent.datapath.plan import carried_plan, plan_state
 from lark_agent.errors import PrerequisiteError
 from lark_agent.linux import bpf
 from lark_agent.linux.bpf import Map
@@ -158,7 +151,7 @@ def _create(directory: Path, slots: int, older: dict[str, Map]) -> dict[str, Map
     maps: dict[str, Map] = {}
     with ExitStack() as on_failure:
         for name, spec in map_specs(slots).items():
-            if name in older and older[name].spec == spec:
+            if name in older and name in KEPT:
                 maps[name] = older[name]
             else:
                 maps[name] = on_failure.enter_context(Map.create(name, spec))

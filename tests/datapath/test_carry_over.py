@@ -1,7 +1,8 @@
 """A release with another layout takes over from the one before, with jobs running.
 
-`layout1.bpf.o` is the object that the last release of layout 1 installed, without its debug
-information; the pins here are made with it and with structures written out by hand.
+`layout1.bpf.o` and `layout2.bpf.o` are the objects that the last releases of those layouts
+installed, without their debug information; the pins here are made with them and with structures
+written out by hand.
 """
 
 from __future__ import annotations
@@ -48,77 +49,87 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(sys.byteorder == "big", reason="the old object is little-endian"),
 ]
-OBJECT = Path(__file__).with_name("layout1.bpf.o")
+VERSIONS = (1, 2)
 PROGRAMS = ("from_job", "to_job")
 CAMPUS = 2  # a class that the old release had given this number
-OLD_PLAN = struct.pack(
+_PLAN1 = struct.pack(
     "=II4s6s2x16s",
     *(1, 0xFFFF, socket.inet_aton(JOB4), JOB_MAC, socket.inet_pton(socket.AF_INET6, JOB6)),
 )
+OLD_PLAN = {1: _PLAN1, 2: _PLAN1 + struct.pack("=I8s8s", 1, b"owner..A", b"group..A")}
+NO_PLAN = {1: bytes(36), 2: bytes(56)}
 DATAGRAM = 128  # 100 bytes, UDP and IPv4 headers
 
 
-def old_specs(slots: int) -> dict[str, MapSpec]:
+def old_specs(slots: int, version: int) -> dict[str, MapSpec]:
+    destination = {1: 4, 2: 8}[version]
     return {
         "slots": MapSpec(MapKind.HASH, 4, 4, 2 * slots),
-        "plan": MapSpec(MapKind.ARRAY, 4, 36, slots),
+        "plan": MapSpec(MapKind.ARRAY, 4, len(NO_PLAN[version]), slots),
         "usage": MapSpec(MapKind.PERCPU_ARRAY, 4, 17 * 2 * 16, slots),
         "dropped": MapSpec(MapKind.PERCPU_ARRAY, 4, 8 * 16, slots),
-        "classes4": MapSpec(MapKind.LPM_TRIE, 8, 4, 1 << 16, NO_PREALLOC),
-        "classes6": MapSpec(MapKind.LPM_TRIE, 20, 4, 1 << 16, NO_PREALLOC),
+        "classes4": MapSpec(MapKind.LPM_TRIE, 8, destination, 1 << 16, NO_PREALLOC),
+        "classes6": MapSpec(MapKind.LPM_TRIE, 20, destination, 1 << 16, NO_PREALLOC),
         "class_names": MapSpec(MapKind.ARRAY, 4, 32, 16),
     }
 
 
 class OldRelease:
-    """What the release of layout 1 leaves in the kernel."""
+    """What a release of an older layout leaves in the kernel."""
 
-    def __init__(self, slots: int = 8) -> None:
-        place = BPFFS / "v1"
+    def __init__(self, version: int, slots: int = 8) -> None:
+        self.version = version
+        self.place = place = BPFFS / f"v{version}"
         place.mkdir(parents=True)
         with ExitStack() as close:
             maps = {
                 name: close.enter_context(Map.create(name, spec))
-                for name, spec in old_specs(slots).items()
+                for name, spec in old_specs(slots, version).items()
             }
             maps["class_names"].set(u32(CAMPUS), b"campus".ljust(32, b"\0"))
             used = {name: m.fd for name, m in maps.items() if name != "class_names"}
-            self.programs = libbpf.load_programs(OBJECT, used, PROGRAMS)
+            path = Path(__file__).with_name(f"layout{version}.bpf.o")
+            self.programs = libbpf.load_programs(path, used, PROGRAMS)
             for name, fd in {**{n: m.fd for n, m in maps.items()}, **self.programs}.items():
                 pin(fd, place / name)
 
     def begin_job(self, ifindex: int) -> None:
         """Let the job of slot 3 pass through the interface, to campus."""
-        with Map.open(BPFFS / "v1" / "slots") as slots:
+        with Map.open(self.place / "slots") as slots:
             slots.set(u32(ifindex), u32(SLOT))
-        with Map.open(BPFFS / "v1" / "classes4") as classes:
-            classes.set(struct.pack("=I", 32) + socket.inet_aton(FAR4), u32(CAMPUS))
+        with Map.open(self.place / "classes4") as classes:
+            destination = u32(CAMPUS).ljust(classes.spec.value_size, b"\0")
+            classes.set(struct.pack("=I", 32) + socket.inet_aton(FAR4), destination)
         with IPRoute() as netlink:
             attach_programs(netlink, ifindex, self.programs)
-        with Map.open(BPFFS / "v1" / "plan") as plan:
-            plan.set(u32(SLOT), OLD_PLAN)
+        self.plan(OLD_PLAN[self.version])
+
+    def plan(self, value: bytes) -> None:
+        """Write the plan of slot 3."""
+        with Map.open(self.place / "plan") as plan:
+            plan.set(u32(SLOT), value)
 
     def close(self) -> None:
         for fd in self.programs.values():
             os.close(fd)
 
 
-@pytest.fixture
-def old_job(network: Network) -> Network:
+@pytest.fixture(params=VERSIONS)
+def old_job(network: Network, request: pytest.FixtureRequest) -> Network:
     """Run a job in its sandbox under the old release."""
     network.datapath.deactivate(SLOT)
     network.datapath.close()
     unload(BPFFS)
-    release = OldRelease()
+    release = OldRelease(request.param)
     release.begin_job(network.ifindex)
     release.close()
     return network
 
 
-@pytest.fixture
-def old_release(fresh_host: Path) -> Iterator[OldRelease]:
+@pytest.fixture(params=VERSIONS)
+def old_release(fresh_host: Path, request: pytest.FixtureRequest) -> Iterator[OldRelease]:
     """Leave what the old release makes, without a job."""
-    release = OldRelease()
+    release = OldRelease(request.param)
     yield release
     release.close()
 
@@ -142,7 +153,7 @@ def test_a_running_job_is_carried_over(old_job: Network) -> None:
     """Plan, binding, counters and the names of classes stay; the old set goes."""
     datagrams(old_job, 5)
     datapath = take_over(old_job)
-    assert entries(BPFFS) == {"v2"}
+    assert entries(BPFFS) == {"v3"}
     assert datapath.active_slots() == {SLOT}
     assert datapath.bindings() == {old_job.ifindex: SLOT}
     assert datapath.classes.names[CAMPUS] == "campus"
@@ -189,8 +200,9 @@ def test_no_packet_falls_between_two_layouts(old_job: Network) -> None:
 def test_counters_without_a_plan_are_carried_too(old_job: Network) -> None:
     """An agent that ended between the last reading and the final record left counters behind."""
     datagrams(old_job, 3)
-    with Map.open(BPFFS / "v1" / "plan") as plan:
-        plan.set(u32(SLOT), bytes(36))
+    (place,) = (BPFFS / name for name in entries(BPFFS))
+    with Map.open(place / "plan") as plan:
+        plan.set(u32(SLOT), bytes(plan.entry_size))
     with load(BPFFS, 8) as datapath:
         assert datapath.active_slots() == set()
         assert datapath.bindings() == {old_job.ifindex: SLOT}
@@ -199,26 +211,28 @@ def test_counters_without_a_plan_are_carried_too(old_job: Network) -> None:
 
 def test_another_size_of_an_older_layout_waits_for_the_jobs(old_release: OldRelease) -> None:
     """As with the present layout: refused while a job runs, replaced when none does."""
-    with Map.open(BPFFS / "v1" / "plan") as plan:
-        plan.set(u32(SLOT), OLD_PLAN)
-        with pytest.raises(PrerequisiteError, match="v1 was made for 8 slots, not 16, and 1 job"):
-            load(BPFFS, 16)
-        with pytest.raises(PrerequisiteError, match="1 jobs are counted"):
-            unload(BPFFS)
-        assert entries(BPFFS) == {"v1"}
-        assert entries(BPFFS / "v1") == {*old_specs(8), *PROGRAMS}
-        plan.set(u32(SLOT), bytes(36))
+    old, version = old_release.place, old_release.version
+    old_release.plan(OLD_PLAN[version])
+    with pytest.raises(
+        PrerequisiteError, match=f"{old.name} was made for 8 slots, not 16, and 1 j"
+    ):
+        load(BPFFS, 16)
+    with pytest.raises(PrerequisiteError, match="1 jobs are counted"):
+        unload(BPFFS)
+    assert entries(BPFFS) == {old.name}
+    assert entries(old) == {*old_specs(8, version), *PROGRAMS}
+    old_release.plan(NO_PLAN[version])
     with load(BPFFS, 16) as larger:
         assert larger.slots == 16
-    assert entries(BPFFS) == {"v2"}
+    assert entries(BPFFS) == {"v3"}
 
 
 def test_a_failed_take_over_leaves_the_old_set(old_release: OldRelease) -> None:
     """A loader that fails leaves the older pins in force and nothing beside them."""
     with pytest.raises(PrerequisiteError, match="cannot run bcc"):
         load(BPFFS, 8, "bcc", "/nowhere/python3")
-    assert entries(BPFFS) == {"v1"}
-    assert entries(BPFFS / "v1") == {*old_specs(8), *PROGRAMS}
+    assert entries(BPFFS) == {old_release.place.name}
+    assert entries(old_release.place) == {*old_specs(8, old_release.version), *PROGRAMS}
 
 
 def test_bcc_takes_over_from_an_older_layout(old_job: Network, kernel_headers: None) -> None:
@@ -237,9 +251,9 @@ def test_a_crash_after_the_take_over(old_release: OldRelease) -> None:
     with load(BPFFS, 8) as datapath:
         datapath.activate(SLOT, PLAN)
     with ExitStack() as close:
-        (BPFFS / "v1").mkdir()
-        for name, spec in old_specs(8).items():
-            pin(close.enter_context(Map.create(name, spec)).fd, BPFFS / "v1" / name)
+        old_release.place.mkdir()
+        for name, spec in old_specs(8, old_release.version).items():
+            pin(close.enter_context(Map.create(name, spec)).fd, old_release.place / name)
     with load(BPFFS, 8) as again:
         assert again.active_slots() == {SLOT}
-    assert entries(BPFFS) == {"v2"}
+    assert entries(BPFFS) == {"v3"}

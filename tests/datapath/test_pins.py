@@ -58,8 +58,8 @@ def test_a_restart_brings_new_programs_and_keeps_counters(network: Network) -> N
     ping(network, 2)
     before = network.datapath
     with load(BPFFS, 8) as again:
-        assert entries(BPFFS / "v2") == SET
-        assert entries(BPFFS) == {"v2"}
+        assert entries(BPFFS / "v3") == SET
+        assert entries(BPFFS) == {"v3"}
         network.use(again)
         ping(network, 1)
         assert network.sent == Count(1, 84)
@@ -85,7 +85,7 @@ def test_another_size_waits_for_the_jobs(datapath: Datapath) -> None:
     datapath.deactivate(SLOT)
     with load(BPFFS, 16) as larger:
         assert larger.slots == 16
-    assert entries(BPFFS) == {"v2"}
+    assert entries(BPFFS) == {"v3"}
 
 
 def test_a_crash_while_loading_leaves_no_half(datapath: Datapath) -> None:
@@ -97,7 +97,7 @@ def test_a_crash_while_loading_leaves_no_half(datapath: Datapath) -> None:
         pin(left.fd, wreck / "usage")
     with load(BPFFS, 8) as again:
         assert again.active_slots() == {SLOT}
-    assert entries(BPFFS) == {"v2"}
+    assert entries(BPFFS) == {"v3"}
 
 
 def test_a_failed_load_leaves_nothing(fresh_host: Path) -> None:
@@ -109,8 +109,8 @@ def test_a_failed_load_leaves_nothing(fresh_host: Path) -> None:
 
 def test_another_layout_is_not_touched(datapath: Datapath) -> None:
     """Pins of a layout this release does not know make it refuse, and stay."""
-    (BPFFS / "v2").rename(BPFFS / "v7")
-    with pytest.raises(PrerequisiteError, match="holds v7, which is not of layout v2: drain"):
+    (BPFFS / "v3").rename(BPFFS / "v7")
+    with pytest.raises(PrerequisiteError, match="holds v7, which is not of layout v3: drain"):
         load(BPFFS, 8)
     assert entries(BPFFS) == {"v7"}
     assert entries(BPFFS / "v7") == SET
@@ -160,7 +160,7 @@ def test_unload_leaves_nothing_but_waits_for_jobs(datapath: Datapath) -> None:
     datapath.activate(SLOT, PLAN)
     with pytest.raises(PrerequisiteError, match="1 jobs are counted"):
         unload(BPFFS)
-    assert entries(BPFFS / "v2") == SET
+    assert entries(BPFFS / "v3") == SET
     datapath.deactivate(SLOT)
     unload(BPFFS)
     unload(BPFFS)

@@ -124,7 +124,7 @@ def test_reading_without_batches_gives_the_same(datapath: Datapath, bench: int) 
     run(datapath._programs["from_job"], Frame(ip4(ipv4())), bench, repeat=5)
     in_batches = datapath.read(range(8))
     assert datapath._maps["usage"].batches
-    for name in ("usage", "dropped"):
+    for name in ("usage", "dropped", "dropped2"):
         datapath._maps[name].batches = False
     assert datapath.read(range(8)) == in_batches
 

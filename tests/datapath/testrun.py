@@ -10,7 +10,7 @@ from lark_agent.linux import bpf
 _TEST_RUN = 10
 _SK_BUFF_SIZE = 192
 _IFINDEX, _GSO_SEGS, _GSO_SIZE = 40, 164, 176  # offsets in struct __sk_buff
-PASSED, DROPPED = 0, 2  # TC_ACT_OK, TC_ACT_SHOT
+PASSED, DROPPED = 0xFFFFFFFF, 2  # TC_ACT_UNSPEC (to the next filter), TC_ACT_SHOT
 
 
 class Frame(NamedTuple):

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * What the maps hold, the numbers that the agent and the programs share, and the maps themselves.
+ *
+ * Read by lark_agent/datapath/layout.py: change both, and its VERSION. The agent creates and pins the
+ * maps (sizes come from there); the loaders only connect them.
+ *
+ * For two compilers: clang for libbpf (BTF maps), and bcc, which declares and reads maps in its own
+ * dialect. All of the difference is in the block "Maps". No kernel headers, no CO-RE.
+ */
+#ifndef LARK_LAYOUT_H
+#define LARK_LAYOUT_H
+
+#ifdef LARK_BCC
+#include <uapi/linux/bpf.h>
+#include <uapi/linux/pkt_cls.h>
+#define SECTION(name)
+#else
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#define SECTION(name) SEC(name)
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+#define CLASSES 16
+#define NON_IP CLASSES /* the row of `usage` after the classes */
+#define QUOTAS 8       /* that one plan can refer to */
+
+/* struct plan, flags */
+#define PLAN_ACTIVE 1
+#define PLAN_LINK 2   /* on a layer-2 network of others: neighbours are found by ARP and ND */
+#define PLAN_SETUP 4  /* no job yet: only what finds an address passes */
+#define PLAN_ROUTER 8 /* takes addresses from router advertisements */
+#define PLAN_DHCP 16  /* takes addresses from DHCP */
+
+enum direction { SENT, RECEIVED };
+
+/* model.Peers: which other jobs this one admits */
+enum peers { PEERS_NONE, PEERS_OWNER, PEERS_GROUP, PEERS_ALL };
+
+/* model.Inbound: what may begin from outside */
+enum inbound { INBOUND_NONE, INBOUND_ESTABLISHED, INBOUND_PORTS, INBOUND_ALL };
+
+/* model.DropReason */
+enum verdict {
+	NO_PLAN,
+	LINK_LAYER,
+	MALFORMED,
+	SPOOFED_MAC,
+	SPOOFED_ADDRESS,
+	CLASS_DENIED,
+	PEER_DENIED,
+	MARTIAN,
+	QUOTA,
+	INBOUND_DENIED,
+	SERVICE_DENIED,
+	FORGED_SERVICE,
+	REASONS,
+	PASS = REASONS,
+};
+#define DROPPED_HERE 8 /* reasons in a value of `dropped`; the others are in `dropped2` */
+
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct usage {
+	struct counter of[CLASSES + 1][2];
+};
+
+/* The same for both maps: what layout 1 counted stays where it was. */
+struct dropped {
+	struct counter of[DROPPED_HERE];
+};
+
+struct quota_use {
+	__u32 quota;      /* index in `quota` and 1; zero: none */
+	__u32 classes;    /* bit n: counts what is exchanged with class n */
+	__u32 directions; /* bit n: counts direction n */
+	__u32 action;
+};
+
+struct plan {
+	__u32 flags;
+	__u32 classes; /* bit n: class n is allowed */
+	__u32 addr4;
+	__u16 mac[3];
+	__u16 unused;
+	__u32 addr6[4]; /* zero: the job has no IPv6 */
+	__u32 peers;
+	__u64 owner; /* hash of a name; zero: of nobody */
+	__u64 group;
+	__u32 link6[4];   /* its link-local address, for neighbour discovery */
+	__u32 dscp;       /* of every packet that the job sends */
+	__u32 flow_label; /* the same, IPv6 */
+	__u32 queue[2];   /* by direction: HTB class; zero: not shaped */
+	__u32 inbound;
+	__u32 services; /* bit n: service n of the worker is allowed */
+	__u32 epoch;    /* tells this job's flows from those of the slot's earlier jobs */
+	__u32 unused2;
+	struct quota_use quotas[QUOTAS];
+};
+
+/* What an address is, by the longest prefix that covers it. */
+struct destination {
+	__u32 class;
+	__u32 first; /* in the sandboxes' ranges: the last 32 bits of slot 0's address; else zero */
+};
+
+struct prefix4 {
+	__u32 bits;
+	__u32 address;
+};
+
+struct prefix6 {
+	__u32 bits;
+	__u32 address[4];
+};
+
+/* Maps */
+#ifdef LARK_BCC
+BPF_TABLE_PINNED("hash", __u32, __u32, slots, 1, LARK_PINS "/slots");
+BPF_TABLE_PINNED("array", __u32, struct plan, plan, 1, LARK_PINS "/plan");
+BPF_TABLE_PINNED("percpu_array", __u32, struct usage, usage, 1, LARK_PINS "/usage");
+BPF_TABLE_PINNED("percpu_array", __u32, struct dropped, dropped, 1, LARK_PINS "/dropped");
+BPF_TABLE_PINNED("percpu_array", __u32, struct dropped, dropped2, 1, LARK_PINS "/dropped2");
+BPF_TABLE_PINNED("lpm_trie", struct prefix4, struct destination, classes4, 1,
+		 LARK_PINS "/classes4", BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("lpm_trie", struct prefix6, struct destination, classes6, 1,
+		 LARK_PINS "/classes6", BPF_F_NO_PREALLOC);
+INLINE __u32 *find_slot(__u32 *ifindex) { return slots.lookup(ifindex); }
+INLINE struct plan *find_plan(__u32 *slot) { return plan.lookup(slot); }
+INLINE struct usage *find_usage(__u32 *slot) { return usage.lookup(slot); }
+INLINE struct dropped *find_dropped(__u32 *slot) { return dropped.lookup(slot); }
+INLINE struct dropped *find_dropped2(__u32 *slot) { return dropped2.lookup(slot); }
+INLINE struct destination *find4(struct prefix4 *key) { return classes4.lookup(key); }
+INLINE struct destination *find6(struct prefix6 *key) { return classes6.lookup(key); }
+#else
+#define MAP(name, kind, key_type, value_type, map_flag)                                            \
+	struct {                                                                                   \
+		__uint(type, kind);                                                                \
+		__uint(max_entries, 1);                                                            \
+		__uint(map_flags, map_flag);                                                       \
+		__type(key, key_type);                                                             \
+		__type(value, value_type);                                                         \
+	} name SEC(".maps")
+MAP(slots, BPF_MAP_TYPE_HASH, __u32, __u32, 0);
+MAP(plan, BPF_MAP_TYPE_ARRAY, __u32, struct plan, 0);
+MAP(usage, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct usage, 0);
+MAP(dropped, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct dropped, 0);
+MAP(dropped2, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct dropped, 0);
+MAP(classes4, BPF_MAP_TYPE_LPM_TRIE, struct prefix4, struct destination, BPF_F_NO_PREALLOC);
+MAP(classes6, BPF_MAP_TYPE_LPM_TRIE, struct prefix6, struct destination, BPF_F_NO_PREALLOC);
+INLINE __u32 *find_slot(__u32 *ifindex) { return bpf_map_lookup_elem(&slots, ifindex); }
+INLINE struct plan *find_plan(__u32 *slot) { return bpf_map_lookup_elem(&plan, slot); }
+INLINE struct usage *find_usage(__u32 *slot) { return bpf_map_lookup_elem(&usage, slot); }
+INLINE struct dropped *find_dropped(__u32 *slot) { return bpf_map_lookup_elem(&dropped, slot); }
+INLINE struct dropped *find_dropped2(__u32 *slot) { return bpf_map_lookup_elem(&dropped2, slot); }
+INLINE struct destination *find4(struct prefix4 *key) { return bpf_map_lookup_elem(&classes4, key); }
+INLINE struct destination *find6(struct prefix6 *key) { return bpf_map_lookup_elem(&classes6, key); }
+#endif
+
+#endif
