@@ -341,6 +341,8 @@ class Record:
     """As ipv4."""
     network: str = ""
     """The site's network that a sandbox of layer 2 sits on."""
+    peers: Peers = Peers.NONE
+    """Which other jobs it admits."""
     cost: int = 0
     """What the usage costs by the site's prices, in millionths of its currency unit."""
     changes: tuple[Change, ...] = ()

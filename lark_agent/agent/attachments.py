@@ -130,6 +130,7 @@ class Attachments:
             plan.connectivity, started_ns=now, sampled_ns=now,
             first_port=sandbox.first_port, last_port=sandbox.last_port,
             ipv4=str(sandbox.ipv4 or ""), ipv6=str(sandbox.ipv6 or ""), network=plan.network,
+            peers=plan.peers,
         )  # fmt: skip
         here = Process(pid, process.start_time(pid), self._boot_id)
         attachment = Attachment(record, sandbox, plan, here, pidfd)
@@ -170,7 +171,9 @@ class Attachments:
                 raise LookupError(f"the job {record.job.job_id} has just ended")
             after = replace(before, plan=plan)
             await self._in_kernel(lambda: self._enforcing.change(before, after))
-            newer = record.sampled(record.usage, record.sampled_ns).changed(changes)
+            newer = replace(
+                record.sampled(record.usage, record.sampled_ns).changed(changes), peers=plan.peers
+            )
             try:
                 await self._in_journal(lambda: self._journal.change(newer, plan))
             except StoreError:
@@ -178,8 +181,9 @@ class Attachments:
                 raise
             # it may have ended meanwhile: keep what _end wrote
             attachment.record = replace(
-                attachment.record, sequence=newer.sequence, changes=newer.changes
-            )
+                attachment.record,
+                sequence=newer.sequence, changes=newer.changes, peers=newer.peers,
+            )  # fmt: skip
             attachment.plan = plan
         for change in changes:
             log.info(

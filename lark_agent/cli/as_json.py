@@ -57,6 +57,7 @@ def job(record: Record) -> dict[str, Any]:
         "ipv4": record.ipv4,
         "ipv6": record.ipv6,
         "network": record.network,
+        "peers": record.peers.value,
         "changes": [
             {
                 "at_ns": change.at_ns,

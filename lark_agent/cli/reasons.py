@@ -46,6 +46,22 @@ DROPS: dict[DropReason, tuple[str, str]] = {
         "packets with loopback or multicast addresses",
         "usually service discovery (mDNS, SSDP) of a library: harmless; switch it off in the job",
     ),
+    DropReason.QUOTA: (
+        "packets that a used-up quota no longer lets pass",
+        "lark quota shows what is left; ask the site for more, or wait for the next period",
+    ),
+    DropReason.INBOUND_DENIED: (
+        "packets that came in unasked, or to a port that the job's profile does not open",
+        "ask the site for a profile with `inbound`, or open the connection from the job",
+    ),
+    DropReason.SERVICE_DENIED: (
+        "packets to the worker itself that are for none of the services it lists for the job",
+        "ask the site for the service under [services], or do not use the worker's own address",
+    ),
+    DropReason.FORGED_SERVICE: (
+        "router advertisements, redirects or answers of a DHCP server that the job sent",
+        "look for virtual machines, bridges or routing daemons in the job",
+    ),
 }
 
 EXITS: dict[ExitReason, str] = {

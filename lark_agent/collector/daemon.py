@@ -33,6 +33,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from lark_agent.collector.answers import Answers
+from lark_agent.collector.directory import Directory
 from lark_agent.collector.ingest import CollectorServicer
 from lark_agent.collector.schema import StoreFullError, open_engine
 from lark_agent.collector.store import Store
@@ -113,7 +114,7 @@ class Daemon:
 
         workers = self._server()
         report_pb2_grpc.add_CollectorServicer_to_server(
-            CollectorServicer(self._writer, self._refused.set), workers
+            CollectorServicer(self._writer, Directory(), self._refused.set), workers
         )
         reflection.enable_server_reflection(
             (REPORTS, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,

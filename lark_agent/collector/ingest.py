@@ -34,6 +34,7 @@ from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from lark_agent.collector.directory import Directory
     from lark_agent.collector.writer import Writer
     from lark_agent.model import Record
 
@@ -54,10 +55,12 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
     def __init__(
         self,
         writer: Writer,
+        directory: Directory,
         on_failure: Callable[[], None] = lambda: None,
         hello_seconds: float = HELLO_SECONDS,
     ) -> None:
         self._writer = writer
+        self._directory = directory
         self._on_failure = on_failure
         self._hello_seconds = hello_seconds
         self._version = metadata.version("lark-agent")
@@ -83,6 +86,33 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
                 )
         finally:
             bound.info("worker's stream ended")
+
+    async def FollowJobs(  # noqa: N802  rpc name
+        self,
+        request: report_pb2.FollowJobsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncIterator[report_pb2.JobsAtAddresses]:
+        """Tell a worker who lives at which address, for as long as it listens."""
+        if request.protocol != PROTOCOL:
+            await _end(
+                context,
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the worker speaks protocol {request.protocol}, this collector {PROTOCOL}",
+            )
+        async for news in self._directory.follow(request.worker):
+            yield report_pb2.JobsAtAddresses(
+                jobs=[
+                    report_pb2.JobAtAddress(
+                        address=address,
+                        worker=record.worker,
+                        owner=record.job.owner,
+                        accounting_group=record.job.accounting_group,
+                        peers=record.peers,
+                    )
+                    for address, record in news.here
+                ],
+                gone=news.gone,
+            )
 
     async def _hello(
         self,
@@ -128,7 +158,9 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
     ) -> None:
         """Return when the batch is durable; end the stream if it cannot be."""
         try:
-            await self._writer.write(await asyncio.to_thread(_records, worker, message))
+            records = await asyncio.to_thread(_records, worker, message)
+            await self._writer.write(records)
+            self._directory.take(records)
         except InvalidRecord as error:
             log.warning("refused a batch", worker=worker, error=str(error))
             await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))

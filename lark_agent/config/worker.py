@@ -5,7 +5,14 @@ from __future__ import annotations
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING
 
-from lark_agent.config.section import FOREVER, Section, is_endpoint, overlap, rate_findings
+from lark_agent.config.section import (
+    FOREVER,
+    Section,
+    is_endpoint,
+    network_of,
+    overlap,
+    rate_findings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,9 +71,13 @@ class Addresses(Section, frozen=True):
     """Of routed: an IPv4 prefix that the site's router routes to this worker; empty: none."""
     routed6: str = ""
     """Of routed: an IPv6 prefix that the site's router routes to this worker; empty: none."""
+    pool: tuple[str, ...] = ()
+    """Networks in which jobs of other workers have addresses (theirs of routed, or a bridged
+    network): who lives there the collector says, and peers decide."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check that all are networks of their family with enough addresses, and none overlap."""
+        yield from self._pool_findings()
         ranges = (
             ("ipv4", IPv4Network, 19, "100.98.0.0/16"),
             ("ipv6", IPv6Network, 112, "fd6c:6172:6b00::/64"),
@@ -92,6 +103,13 @@ class Addresses(Section, frozen=True):
                 yield key, f"{text} takes the addresses of others; for example {example}"
             elif key.startswith("routed") and overlap(text, (self.ipv4, self.ipv6)):
                 yield key, f"{text} overlaps the private addresses of nat; choose other ones there"
+
+    def _pool_findings(self) -> Iterator[tuple[str, str]]:
+        for text in self.pool:
+            if network_of(text) is None:
+                yield "pool", f"'{text}' is no network; for example 2001:db8:7::/48"
+            elif overlap(text, (self.ipv4, self.ipv6)):
+                yield "pool", f"{text} overlaps the private addresses of nat"
 
 
 class Nat(Section, frozen=True):

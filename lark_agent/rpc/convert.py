@@ -28,6 +28,7 @@ from lark_agent.model import (
     Drop,
     ExitReason,
     Job,
+    Peers,
     Record,
     Scheduler,
     Usage,
@@ -97,6 +98,7 @@ def record_to_wire(record: Record) -> record_pb2.Record:
         ipv4=record.ipv4,
         ipv6=record.ipv6,
         network=record.network,
+        peers=record.peers,
         cost=record.cost,
         changes=[record_pb2.Change(**change._asdict()) for change in record.changes],
         usage=_usage_to_wire(record.usage),
@@ -139,6 +141,7 @@ def record_from_wire(message: record_pb2.Record) -> Record:
         ipv4=message.ipv4,
         ipv6=message.ipv6,
         network=message.network,
+        peers=_choice("peers", Peers, message.peers or Peers.NONE),
         cost=message.cost,
         changes=tuple(
             Change(each.at_ns, each.by, each.setting, each.value) for each in message.changes

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from lark_agent.collector.answers import Answers
+from lark_agent.collector.directory import Directory
 from lark_agent.collector.ingest import CollectorServicer
 from lark_agent.collector.schema import open_engine
 from lark_agent.collector.store import Store
@@ -125,7 +126,7 @@ async def collector(
 ) -> AsyncIterator[tuple[grpc.aio.Channel, Writer]]:
     """Serve a store to workers on a socket in `folder`; gives a channel to it and its writer."""
     writer, server = Writer(store), grpc.aio.server()
-    servicer = CollectorServicer(writer, hello_seconds=hello_seconds)
+    servicer = CollectorServicer(writer, Directory(), hello_seconds=hello_seconds)
     report_pb2_grpc.add_CollectorServicer_to_server(servicer, server)
     address = f"unix:{folder}/reports"
     server.add_insecure_port(address)
