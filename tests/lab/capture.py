@@ -58,6 +58,9 @@ class Packet(NamedTuple):
     dport: int
     ip_len: int
     """Bytes, from the IP header."""
+    traffic_class: int = 0
+    """The whole byte: DSCP and ECN."""
+    flow_label: int = 0
 
 
 class Capture:
@@ -188,7 +191,8 @@ def _ipv4(frame: bytes) -> Packet:
     first = not int.from_bytes(frame[20:22], "big") & 0x1FFF
     sport, dport = _ports(frame, 14 + size, frame[23]) if first else (0, 0)
     length = int.from_bytes(frame[16:18], "big")
-    return Packet(_text(frame[26:30]), _text(frame[30:34]), frame[23], sport, dport, length)
+    source, destination = _text(frame[26:30]), _text(frame[30:34])
+    return Packet(source, destination, frame[23], sport, dport, length, frame[15])
 
 
 def _ipv6(frame: bytes) -> Packet:
@@ -202,7 +206,10 @@ def _ipv6(frame: bytes) -> Packet:
             break
     sport, dport = _ports(frame, at, proto) if first else (0, 0)
     length = 40 + int.from_bytes(frame[18:20], "big")
-    return Packet(_text(frame[22:38]), _text(frame[38:54]), proto, sport, dport, length)
+    source, destination = _text(frame[22:38]), _text(frame[38:54])
+    word = int.from_bytes(frame[14:18], "big")
+    marks = word >> 20 & 0xFF, word & 0xFFFFF
+    return Packet(source, destination, proto, sport, dport, length, *marks)
 
 
 def _ports(frame: bytes, at: int, proto: int) -> tuple[int, int]:
