@@ -7,15 +7,22 @@ machine lacks for it. What is counted and why: docs/datapath.md.
 from lark_agent.datapath.attach import Hooks
 from lark_agent.datapath.classes import ClassTable
 from lark_agent.datapath.datapath import Datapath, load, unload
+from lark_agent.datapath.events import Event, FirstDrop, QuotaExceeded
 from lark_agent.datapath.layout import Counters
-from lark_agent.datapath.plan import QuotaAction, QuotaUse, SlotPlan
+from lark_agent.datapath.plan import QuotaUse, SlotPlan
+from lark_agent.datapath.quotas import UNLIMITED, QuotaAction, QuotaState
 
 __all__ = [
+    "UNLIMITED",
     "ClassTable",
     "Counters",
     "Datapath",
+    "Event",
+    "FirstDrop",
     "Hooks",
     "QuotaAction",
+    "QuotaExceeded",
+    "QuotaState",
     "QuotaUse",
     "SlotPlan",
     "load",

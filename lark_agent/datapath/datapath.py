@@ -6,6 +6,7 @@ Life of a slot::
     reset(slot)                its counters are zeroed
     activate(slot, plan)       a job has it: packets that fit the plan pass and count
     read([slot])               any time; cumulative
+    change(slot, plan)         other settings for the same job; counters go on
     deactivate(slot); settle() the job is over: nothing passes, nothing changes what was sent
     read([slot])               the final totals: later packets count as dropped (no-plan) only
     unbind(ifindex)            the sandbox is dismantled
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Self
 from lark_agent.datapath import pins
 from lark_agent.datapath.attach import Hooks, attach_programs
 from lark_agent.datapath.classes import assign, build_table, pack_prefix
+from lark_agent.datapath.events import EventRing
 from lark_agent.datapath.layout import (
     ALL_CLASSES,
     NAME_SIZE,
@@ -35,6 +37,7 @@ from lark_agent.datapath.layout import (
     u32,
 )
 from lark_agent.datapath.plan import plan_state
+from lark_agent.datapath.quotas import QuotaTable
 from lark_agent.datapath.settle import wait_for_programs
 from lark_agent.linux import bpf
 from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES
@@ -63,9 +66,12 @@ class Datapath:
         self.slots: int = maps["plan"].spec.max_entries
         self.classes: ClassTable = build_table(self._stored_names(), {})
         """As last set. Names survive the process; their networks come with `set_classes`."""
+        self.quotas = QuotaTable(maps["quota"], maps["quota_used"])
+        self.events = EventRing(maps["events"])
 
     def close(self) -> None:
         """Close the descriptors."""
+        self.events.close()
         for opened in self._maps.values():
             opened.close()
         for fd in self._programs.values():
@@ -112,6 +118,17 @@ class Datapath:
         """Let a job's packets pass. The flag is written last, so no packet sees half a plan."""
         key = u32(self._checked(slot))
         self._maps["plan"].set(key, plan.packed(active=False))
+        self._maps["plan"].set(key, plan.packed(active=True))
+
+    def change(self, slot: int, plan: SlotPlan) -> None:
+        """Give a living job other settings, from its next packet on; its counters go on.
+
+        A packet in the very moment may see some settings of before and some of now. Raises
+        ValueError if the slot has no job.
+        """
+        key = u32(self._checked(slot))
+        if not plan_state(self._maps["plan"].get(key) or bytes(8))[0]:
+            raise ValueError(f"slot {slot} has no job whose plan could change")
         self._maps["plan"].set(key, plan.packed(active=True))
 
     def deactivate(self, slot: int) -> None:

@@ -22,6 +22,7 @@
  * header with a wrong checksum) is refused here, or it would count as sent without being sent.
  */
 #include "link.h"
+#include "quota.h"
 
 INLINE int parse(struct __sk_buff *skb, struct packet *p, enum direction direction)
 {
@@ -89,8 +90,11 @@ INLINE int decide(struct __sk_buff *skb, enum direction direction)
 		verdict = admit_arp(skb, own, direction);
 	else if (verdict == PASS)
 		verdict = admit_ip(skb, own, &p, direction, &row);
+	row = row < NON_IP ? row : NON_IP;
+	if (verdict == PASS)
+		verdict = charge(slot, own, &p, direction, row);
 
-	if (verdict == PASS && row <= NON_IP) {
+	if (verdict == PASS) {
 		add(&usage_here->of[row][direction], &p);
 		skb->priority = own->queue[direction];
 		return TC_ACT_UNSPEC;

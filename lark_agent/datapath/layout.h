@@ -54,7 +54,7 @@ enum verdict {
 	CLASS_DENIED,
 	PEER_DENIED,
 	MARTIAN,
-	QUOTA,
+	QUOTA_DENIED,
 	INBOUND_DENIED,
 	SERVICE_DENIED,
 	FORGED_SERVICE,
@@ -77,11 +77,38 @@ struct dropped {
 	struct counter of[DROPPED_HERE];
 };
 
+/* What happens when a quota is used up; the agent answers to the event. */
+enum action { NOTIFY, THROTTLE, CUT_CLASS, CUT_ALL };
+
+/* Written by the agent alone: a limit can change while packets are charged. */
+struct quota {
+	__u64 limit;
+	__u32 action;
+	__u32 round; /* grows with every change */
+};
+
+/* Written by the programs alone. */
+struct quota_used {
+	__u64 bytes;
+	__u32 exceeded; /* the round in which it was used up */
+	__u32 unused;
+};
+
 struct quota_use {
-	__u32 quota;      /* index in `quota` and 1; zero: none */
+	__u32 quota;      /* index in `quota` and 1; zero: none, nor after it */
 	__u32 classes;    /* bit n: counts what is exchanged with class n */
 	__u32 directions; /* bit n: counts direction n */
-	__u32 action;
+};
+
+/* What the agent is told at once: at least one for each thing that happened, unless none fits. */
+enum event_kind { QUOTA_EXCEEDED = 1, FIRST_DROP = 2 };
+
+struct event {
+	__u32 kind;
+	__u32 slot;
+	__u32 number; /* index of the quota, or reason */
+	__u32 unused;
+	__u64 at; /* ns since boot */
 };
 
 struct plan {
@@ -128,6 +155,16 @@ BPF_TABLE_PINNED("array", __u32, struct plan, plan, 1, LARK_PINS "/plan");
 BPF_TABLE_PINNED("percpu_array", __u32, struct usage, usage, 1, LARK_PINS "/usage");
 BPF_TABLE_PINNED("percpu_array", __u32, struct dropped, dropped, 1, LARK_PINS "/dropped");
 BPF_TABLE_PINNED("percpu_array", __u32, struct dropped, dropped2, 1, LARK_PINS "/dropped2");
+BPF_TABLE_PINNED("array", __u32, struct quota, quota, 1, LARK_PINS "/quota");
+BPF_TABLE_PINNED("array", __u32, struct quota_used, quota_used, 1, LARK_PINS "/quota_used");
+struct events_table {
+	int key;
+	__u32 leaf;
+	int (*ringbuf_output)(void *, __u64, __u64);
+	__u32 max_entries;
+};
+__attribute__((section("maps/ringbuf:" LARK_PINS "/events"))) struct events_table events = {
+	.max_entries = 1};
 BPF_TABLE_PINNED("lpm_trie", struct prefix4, struct destination, classes4, 1,
 		 LARK_PINS "/classes4", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lpm_trie", struct prefix6, struct destination, classes6, 1,
@@ -137,6 +174,9 @@ INLINE struct plan *find_plan(__u32 *slot) { return plan.lookup(slot); }
 INLINE struct usage *find_usage(__u32 *slot) { return usage.lookup(slot); }
 INLINE struct dropped *find_dropped(__u32 *slot) { return dropped.lookup(slot); }
 INLINE struct dropped *find_dropped2(__u32 *slot) { return dropped2.lookup(slot); }
+INLINE struct quota *find_quota(__u32 *index) { return quota.lookup(index); }
+INLINE struct quota_used *find_quota_used(__u32 *index) { return quota_used.lookup(index); }
+INLINE void tell(struct event *event) { events.ringbuf_output(event, sizeof(*event), 0); }
 INLINE struct destination *find4(struct prefix4 *key) { return classes4.lookup(key); }
 INLINE struct destination *find6(struct prefix6 *key) { return classes6.lookup(key); }
 #else
@@ -153,6 +193,12 @@ MAP(plan, BPF_MAP_TYPE_ARRAY, __u32, struct plan, 0);
 MAP(usage, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct usage, 0);
 MAP(dropped, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct dropped, 0);
 MAP(dropped2, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct dropped, 0);
+MAP(quota, BPF_MAP_TYPE_ARRAY, __u32, struct quota, 0);
+MAP(quota_used, BPF_MAP_TYPE_ARRAY, __u32, struct quota_used, 0);
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1);
+} events SEC(".maps");
 MAP(classes4, BPF_MAP_TYPE_LPM_TRIE, struct prefix4, struct destination, BPF_F_NO_PREALLOC);
 MAP(classes6, BPF_MAP_TYPE_LPM_TRIE, struct prefix6, struct destination, BPF_F_NO_PREALLOC);
 INLINE __u32 *find_slot(__u32 *ifindex) { return bpf_map_lookup_elem(&slots, ifindex); }
@@ -160,6 +206,12 @@ INLINE struct plan *find_plan(__u32 *slot) { return bpf_map_lookup_elem(&plan, s
 INLINE struct usage *find_usage(__u32 *slot) { return bpf_map_lookup_elem(&usage, slot); }
 INLINE struct dropped *find_dropped(__u32 *slot) { return bpf_map_lookup_elem(&dropped, slot); }
 INLINE struct dropped *find_dropped2(__u32 *slot) { return bpf_map_lookup_elem(&dropped2, slot); }
+INLINE struct quota *find_quota(__u32 *index) { return bpf_map_lookup_elem(&quota, index); }
+INLINE struct quota_used *find_quota_used(__u32 *index)
+{
+	return bpf_map_lookup_elem(&quota_used, index);
+}
+INLINE void tell(struct event *event) { bpf_ringbuf_output(&events, event, sizeof(*event), 0); }
 INLINE struct destination *find4(struct prefix4 *key) { return bpf_map_lookup_elem(&classes4, key); }
 INLINE struct destination *find6(struct prefix6 *key) { return bpf_map_lookup_elem(&classes6, key); }
 #endif

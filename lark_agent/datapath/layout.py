@@ -8,6 +8,9 @@ plan            array                 slot → flags, classes, addresses, MAC, p
 usage           per-CPU array         slot → (16 classes + non-IP) x 2 directions  programs
 dropped         per-CPU array         slot → drop reasons 0 to 7                   programs
 dropped2        per-CPU array         slot → drop reasons 8 to 15                  programs
+quota           array                 quota → limit, what to do at its end         agent
+quota_used      array                 quota → bytes, whether it is used up         programs
+events          ring buffer           what the agent is told at once               programs
 classes4, -6    longest-prefix tries  network → class, address of slot 0           agent
 class_names     array                 class → name                                 agent
 ==============  ====================  ===========================================  ==========
@@ -57,7 +60,7 @@ NOBODY = 0xFFFFFFFF
 ALL_CLASSES = (1 << MAX_CLASSES) - 1
 """Class mask of a job that may exchange packets with every class."""
 
-PLAN_SIZES = {1: 36, 2: 56, VERSION: 232}
+PLAN_SIZES = {1: 36, 2: 56, VERSION: 200}
 _U32 = struct.Struct("=I")
 _DESTINATION = struct.Struct("=II")
 _DESTINATION_SIZES = {1: 4, 2: 8, VERSION: _DESTINATION.size}
@@ -68,6 +71,11 @@ _DROPS = struct.Struct(f"={_REASONS_OF_A_MAP * 2}Q")
 KEPT = ("slots", "usage", "dropped", "class_names")
 """Maps that are the same in every layout, and are handed on from one to the next."""
 NAME_SIZE = 32
+MOST_QUOTAS = 8
+"""Quotas that one plan can refer to."""
+QUOTA = struct.Struct("=QII")
+QUOTA_USED = struct.Struct("=QII")
+_RING_SIZE = 1 << 16  # bytes; a multiple of the page size of every machine
 _MOST_PREFIXES = 1 << 16
 
 
@@ -91,8 +99,16 @@ def map_specs(slots: int, version: int = VERSION) -> dict[str, MapSpec]:
     if version == VERSION:
         maps |= {
             "dropped2": MapSpec(MapKind.PERCPU_ARRAY, 4, _DROPS.size, slots),
+            "quota": MapSpec(MapKind.ARRAY, 4, QUOTA.size, quotas(slots)),
+            "quota_used": MapSpec(MapKind.ARRAY, 4, QUOTA_USED.size, quotas(slots)),
+            "events": MapSpec(MapKind.RINGBUF, 0, 0, _RING_SIZE),
         }
     return maps
+
+
+def quotas(slots: int) -> int:
+    """Return how many quotas a worker has room for: those of its jobs, and those of owners."""
+    return MOST_QUOTAS * slots + 1024
 
 
 def u32(number: int) -> bytes:

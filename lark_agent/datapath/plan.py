@@ -11,26 +11,24 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from lark_agent.datapath.layout import ALL_CLASSES, PLAN_SIZES, VERSION
+from lark_agent.datapath.layout import ALL_CLASSES, MOST_QUOTAS, PLAN_SIZES, VERSION
 from lark_agent.model import Inbound, Peers
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
-MOST_QUOTAS = 8
-"""Quotas that one plan can refer to."""
 ALL_SERVICES = 0xFFFFFFFF
 """Mask of a job that may use every listed service of the worker."""
 BOTH_DIRECTIONS = 3
 _PEERS = {Peers.NONE: 0, Peers.OWNER: 1, Peers.GROUP: 2, Peers.ALL: 3}
 _INBOUND = {Inbound.NONE: 0, Inbound.ESTABLISHED: 1, Inbound.PORTS: 2, Inbound.ALL: 3}
 _WHO = struct.Struct("=II4s6s2x16sI8s8s")  # all of layout 2
-_WHAT = struct.Struct("=16sIIIIIIII4x")
-_QUOTA = struct.Struct("=4I")
+_WHAT = struct.Struct("=16s7I4x")
+_QUOTA = struct.Struct("=3I")
 _STATE = struct.Struct("=II")  # how a plan begins, in every version
 
 
@@ -44,26 +42,12 @@ class Flag(IntFlag):
     DHCP = 16
 
 
-class QuotaAction(IntEnum):
-    """What the programs do when a quota is used up."""
-
-    NOTIFY = 0
-    """An event; packets go on."""
-    THROTTLE = 1
-    """An event; packets go on, and the agent lowers a rate."""
-    CUT_CLASS = 2
-    """What the quota counts is dropped."""
-    CUT_ALL = 3
-    """Every packet of every slot that refers to the quota is dropped."""
-
-
 @dataclass(frozen=True, slots=True)
 class QuotaUse:
     """That a job's packets count against a quota."""
 
     quota: int
     """Index in the map of quotas."""
-    action: QuotaAction
     classes: int = ALL_CLASSES
     """Bit n: what is exchanged with class n counts."""
     directions: int = BOTH_DIRECTIONS
@@ -134,12 +118,9 @@ class SlotPlan:
         )
         what = _WHAT.pack(
             *(_bytes(self.link6, 16), self.dscp, self.flow_label, *self.queues),
-            *(_INBOUND[self.inbound], self.services, self.epoch, 0),
+            *(_INBOUND[self.inbound], self.services, self.epoch),
         )
-        quotas = (
-            _QUOTA.pack(use.quota + 1, use.classes, use.directions, use.action)
-            for use in self.quotas
-        )
+        quotas = (_QUOTA.pack(use.quota + 1, use.classes, use.directions) for use in self.quotas)
         return (who + what + b"".join(quotas)).ljust(PLAN_SIZES[VERSION], b"\0")
 
 
@@ -154,7 +135,7 @@ def carried_plan(value: bytes) -> bytes:
 
     Jobs of layout 1 have no peers.
     """
-    more = _WHAT.pack(bytes(16), 0, 0, 0, 0, _INBOUND[Inbound.ESTABLISHED], ALL_SERVICES, 0, 0)
+    more = _WHAT.pack(bytes(16), 0, 0, 0, 0, _INBOUND[Inbound.ESTABLISHED], ALL_SERVICES, 0)
     return (value.ljust(_WHO.size, b"\0") + more).ljust(PLAN_SIZES[VERSION], b"\0")
 
 

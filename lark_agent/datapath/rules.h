@@ -96,12 +96,26 @@ INLINE void add(struct counter *counter, const struct packet *p)
 	counter->bytes += p->bytes;
 }
 
+INLINE void report(__u32 kind, __u32 slot, __u32 number)
+{
+	struct event event = {.kind = kind, .slot = slot, .number = number};
+
+	event.at = bpf_ktime_get_boot_ns();
+	tell(&event);
+}
+
+/* The first drop of a reason is told, once a CPU: a job cannot flood the agent with events. */
 INLINE void count_drop(__u32 slot, int reason, const struct packet *p)
 {
 	struct dropped *here = reason < DROPPED_HERE ? find_dropped(&slot) : find_dropped2(&slot);
+	struct counter *counter;
 
-	if (here)
-		add(&here->of[reason % DROPPED_HERE], p);
+	if (!here)
+		return;
+	counter = &here->of[reason % DROPPED_HERE];
+	if (!counter->packets && reason != NO_PLAN)
+		report(FIRST_DROP, slot, reason);
+	add(counter, p);
 }
 
 #endif

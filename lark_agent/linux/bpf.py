@@ -66,8 +66,10 @@ class MapKind(IntEnum):
     HASH = 1
     ARRAY = 2
     PERCPU_ARRAY = 6
+    LRU_HASH = 9
     LPM_TRIE = 11
     ARRAY_OF_MAPS = 12
+    RINGBUF = 27
 
 
 @dataclass(frozen=True, slots=True)
