@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any
 
 from pyroute2 import IPRoute
@@ -16,13 +17,14 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from lark_agent.errors import KernelError
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address, IPv6Address
+    from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
     from types import TracebackType
     from typing import Self
 
 SCOPE_LINK = 253
-NUD_PERMANENT = 0x80
-IFA_F_NODAD = 0x02
+NUD_NOARP, NUD_PERMANENT = 0x40, 0x80
+NTF_MASTER = 0x04
+IFA_F_NODAD, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE = 0x02, 0x08, 0x20, 0x40
 IFF_UP, IFF_NOARP, IFF_MULTICAST = 0x1, 0x80, 0x1000
 _DUMP_ATTEMPTS = 5
 
@@ -72,14 +74,100 @@ class Links:
         return found
 
     def add_veth(
-        self, name: str, mac: str, peer: str, peer_mac: str, peer_netns: int, mtu: int
+        self,
+        name: str,
+        mac: str,
+        peer: str,
+        peer_mac: str,
+        peer_netns: int,
+        mtu: int,
+        index: int = 0,
     ) -> None:
-        """Make a veth pair: `name` here, `peer` in the namespace behind `peer_netns`."""
+        """Make a veth pair: `name` here, `peer` in the namespace behind `peer_netns`.
+
+        `index` is the one that `name` gets; 0 leaves it to the kernel.
+        """
         there = {"ifname": peer, "address": peer_mac, "mtu": mtu, "net_ns_fd": peer_netns}
         self._do(
             f"making the veth pair {name} and {peer}",
             self._ip.link, "add", kind="veth", ifname=name, address=mac, mtu=mtu, peer=there,
+            index=index,
         )  # fmt: skip
+
+    def add_macvlan(
+        self, name: str, mac: str, parent: int, netns: int, mtu: int, index: int
+    ) -> None:
+        """Make a macvlan interface of `parent` in the namespace behind `netns`.
+
+        Mode bridge: those of one parent reach each other without leaving the worker.
+        """
+        self._do(
+            f"making a macvlan interface {mac} on interface {parent}",
+            self._ip.link, "add", kind="macvlan", ifname=name, address=mac, mtu=mtu, link=parent,
+            macvlan_mode="bridge", net_ns_fd=netns, index=index,
+        )  # fmt: skip
+
+    def add_vlan(self, name: str, parent: int, identifier: int) -> None:
+        """Make an 802.1Q interface on `parent`."""
+        self._do(
+            f"making the 802.1Q interface {name}, id {identifier}",
+            self._ip.link, "add", kind="vlan", ifname=name, link=parent, vlan_id=identifier,
+        )  # fmt: skip
+
+    def add_bridge(self, name: str) -> None:
+        """Make a Linux bridge that forwards at once: it can have no loop with one way out."""
+        self._do(
+            f"making the bridge {name}",
+            self._ip.link, "add", kind="bridge", ifname=name, br_stp_state=0, br_forward_delay=0,
+        )  # fmt: skip
+
+    def join_bridge(self, index: int, bridge: int) -> None:
+        """Make an interface a port of a bridge."""
+        tried = f"making interface {index} a port of bridge {bridge}"
+        self._do(tried, self._ip.link, "set", index=index, master=bridge)
+
+    def fix_port(self, index: int, mac: str) -> None:
+        """Let a bridge's port be the place of this one address, whatever is sent by it.
+
+        It learns nothing there and floods no unknown unicast to it. Multicast it always gets: with
+        a querier on the network, snooping would else keep neighbour solicitations from it, because
+        the port tells of no groups.
+        """
+        self._do(
+            f"setting up bridge port {index}",
+            self._ip.brport, "set", index=index, learning=0, unicast_flood=0, multicast_router=2,
+        )  # fmt: skip
+        self._do(
+            f"telling the bridge that {mac} is at port {index}",
+            self._ip.fdb, "add", ifindex=index, lladdr=mac, state=NUD_NOARP, flags=NTF_MASTER,
+        )  # fmt: skip
+
+    def ports(self, bridge: int) -> dict[str, int]:
+        """Return name → index of the ports of a bridge."""
+        return {
+            message.get_attr("IFLA_IFNAME"): int(message["index"])
+            for message in self._dump(self._ip.get_links)
+            if message.get_attr("IFLA_MASTER") == bridge
+        }
+
+    def kind(self, index: int) -> str:
+        """Return what an interface is (bridge, veth, openvswitch, ...), "" for hardware."""
+        try:
+            message = self._ip.link("get", index=index)[0]
+        except NetlinkError as error:
+            raise _refused(f"reading the kind of interface {index}", error) from error
+        return str(message.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") or "")
+
+    def addresses(self, index: int) -> dict[IPv4Interface | IPv6Interface, int]:
+        """Return address → flags (IFA_F_...) of an interface."""
+        found = {}
+        for message in self._dump(self._ip.get_addr, index=index):
+            text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+            flags = message.get_attr("IFA_FLAGS")
+            found[ip_interface(f"{text}/{message['prefixlen']}")] = int(
+                message["flags"] if flags is None else flags
+            )
+        return found
 
     def up(self, index: int, *, silent: bool = False) -> None:
         """Bring an interface up; a silent one resolves no neighbours and joins no groups."""
@@ -94,14 +182,25 @@ class Links:
         tried = f"setting MTU {mtu} on interface {index}"
         self._do(tried, self._ip.link, "set", index=index, mtu=mtu)
 
-    def add_address(self, index: int, address: IPv4Address | IPv6Address) -> None:
-        """Give an interface one address, without duplicate address detection: we own the range."""
-        extra = {"flags": IFA_F_NODAD} if address.version == 6 else {}
+    def add_address(self, index: int, address: IPv4Address | IPv6Address, prefix: int = 0) -> None:
+        """Give an interface one address.
+
+        Without a prefix it is the whole of a range that is ours, and no duplicate is looked for;
+        with one it is on a network with others, and IPv6 looks.
+        """
+        extra = {"flags": IFA_F_NODAD} if address.version == 6 and not prefix else {}
         self._do(
             f"adding address {address} to interface {index}",
             self._ip.addr, "add", index=index, address=str(address),
-            prefixlen=address.max_prefixlen, **extra,
+            prefixlen=prefix or address.max_prefixlen, **extra,
         )  # fmt: skip
+
+    def remove_address(self, index: int, address: IPv4Address | IPv6Address, prefix: int) -> None:
+        """Take an address from an interface."""
+        tried = f"removing address {address} from interface {index}"
+        self._do(
+            tried, self._ip.addr, "delete", index=index, address=str(address), prefixlen=prefix
+        )
 
     def add_route(
         self, index: int, destination: IPv4Address | IPv6Address, *, default: bool = False
