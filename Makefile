@@ -4,7 +4,8 @@ PYTHON ?= /usr/bin/python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := clang libbpf-dev libc6-dev musl-tools gcc make python3-venv nftables libnftables1 iproute2 \
-	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64
+	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64 \
+	udhcpc dnsmasq-base openvswitch-switch
 SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/datapath/*.h \
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h)
 PYTEST_WORKERS ?= 2

@@ -5,11 +5,18 @@ that what is found in the kernel after a crash says by itself which slot it belo
 (`nat`) or an address (`routed`) seen on the outside says which slot used it. One gateway address
 serves all sandboxes of a kind (each has a point-to-point link of its own). MAC addresses are
 locally administered and stable for a slot.
+
+On a network of the site (`lark_agent.sandbox.layer2`) a MAC address meets those of other workers,
+so there it is 34 bits of the worker's name and the slot: of a thousand workers, two share those
+bits with a probability of 3e-5. The host's end of such a link has a name of its own, because the
+firewall, the MTU and the stub resolver follow everything that is called `lark...`, and it is none
+of their business.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
@@ -22,6 +29,14 @@ PREFIX = "lark"
 INSIDE = "eth0"
 """Name of the interface in the sandbox."""
 
+PORT_PREFIX = "lport"
+"""Start of the names of host interfaces that are ports of a bridge."""
+
+INSIDE_BASE = 0x4000_0000
+"""Index of a sandbox's own interface, less the slot, where the datapath hangs inside."""
+
+_SLOT_BITS = 12
+
 Address = IPv4Address | IPv6Address
 _GATEWAY, _FIRST = 1, 2
 
@@ -31,10 +46,18 @@ def name(slot: int) -> str:
     return f"{PREFIX}{slot}"
 
 
+def port_name(slot: int) -> str:
+    """Name of the slot's host interface on a network of the site."""
+    return f"{PORT_PREFIX}{slot}"
+
+
 def slot_of(found: str) -> int | None:
     """Return the slot that a name belongs to, None if the name is not ours."""
-    digits = found.removeprefix(PREFIX)
-    return int(digits) if found.startswith(PREFIX) and digits.isdecimal() else None
+    for prefix in (PREFIX, PORT_PREFIX):
+        digits = found.removeprefix(prefix)
+        if found.startswith(prefix) and digits.isdecimal():
+            return int(digits)
+    return None
 
 
 def mac_inside(slot: int) -> str:
@@ -45,6 +68,27 @@ def mac_inside(slot: int) -> str:
 def mac_outside(slot: int) -> str:
     """Link-layer address of the host's end."""
     return f"02:6c:6b:ff:{slot >> 8:02x}:{slot & 0xFF:02x}"
+
+
+def mac_on_network(worker: str, slot: int) -> str:
+    """Link-layer address of the sandbox's interface on a network of the site.
+
+    Locally administered, unicast, the same whenever this worker uses the slot: a DHCP server knows
+    its client again.
+    """
+    of_worker = int.from_bytes(blake2b(worker.encode(), digest_size=8).digest()) >> 30
+    number = (of_worker << _SLOT_BITS | slot).to_bytes(6)
+    # the 34 bits of the worker leave the two lowest bits of the first byte to IEEE 802
+    return bytes([(number[0] << 2 | 0x02) & 0xFF, *number[1:]]).hex(":")
+
+
+def port_mac(mac: str) -> str:
+    """Link-layer address of the host's end of such a link.
+
+    A bridge that was given no address of its own takes the lowest of its ports': starting with fe,
+    ours is never that, and the worker's own address does not change with its first job.
+    """
+    return "fe" + mac[2:]
 
 
 @dataclass(frozen=True, slots=True)

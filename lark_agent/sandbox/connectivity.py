@@ -1,14 +1,18 @@
 """The seam between the pool and the kinds of connectivity.
 
-A driver wires one sandbox: `set_up` builds one for a slot and undoes its own work if it fails;
-`tear_down` dismantles a batch, may be repeated, works when half is already gone, and returns what
-went wrong instead of stopping at it. What all sandboxes of a kind share is the driver's own affair.
+A driver wires one sandbox: `check` finds out before the first whether this machine can; `set_up`
+builds one for a slot and undoes its own work if it fails; `renew` takes one over that an earlier
+agent built; `fit` looks once more before a job gets it; `tear_down` dismantles a batch, may be
+repeated, works when half is already gone, and returns what went wrong instead of stopping at it.
+What all sandboxes of a kind share is the driver's own affair.
+
+A kind is a connectivity, and where there are several networks of one, which of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from lark_agent.sandbox import addressing
 
@@ -20,6 +24,17 @@ if TYPE_CHECKING:
     from lark_agent.model import Connectivity
 
 
+class Kind(NamedTuple):
+    """What sandboxes have in common that can stand in for each other."""
+
+    connectivity: Connectivity
+    network: str = ""
+    """Name of the site's network ([networks.NAME]); empty where there is but one."""
+
+    def __str__(self) -> str:
+        return f"{self.connectivity} {self.network}".rstrip()
+
+
 @dataclass(frozen=True, slots=True)
 class Sandbox:
     """A network namespace that waits for a job or holds one."""
@@ -29,23 +44,50 @@ class Sandbox:
     ipv4: IPv4Address | None = None
     ipv6: IPv6Address | None = None
     interface: int = 0
-    """Index of the host's end, 0 if there is none."""
+    """Index of the interface that the datapath hangs on, 0 if there is none."""
     first_port: int = 0
     last_port: int = 0
+    network: str = ""
+    """As in `Kind`."""
+    mac: str = ""
+    """Link-layer address where it is not the slot's own: on a network of the site."""
+    inside: bool = False
+    """`interface` is the sandbox's own, in its namespace; else it is the host's end."""
 
     @property
     def name(self) -> str:
         """Name of the namespace."""
         return addressing.name(self.slot)
 
+    @property
+    def kind(self) -> Kind:
+        """What kind of sandbox it is."""
+        return Kind(self.connectivity, self.network)
 
-class Driver(Protocol):
+
+class Dismantler(Protocol):
+    """What takes sandboxes apart."""
+
+    def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
+        """Dismantle; returns what went wrong."""
+        ...
+
+
+class Driver(Dismantler, Protocol):
     """One kind of connectivity."""
+
+    def check(self) -> None:
+        """Find out whether this machine can; raises LarkError with what to do about it."""
+        ...
 
     def set_up(self, slot: int) -> Sandbox:
         """Build the sandbox of a slot; raises LarkError and leaves nothing if that fails."""
         ...
 
-    def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
-        """Dismantle; returns what went wrong."""
+    def renew(self, sandbox: Sandbox) -> None:
+        """Take over a sandbox of an earlier agent whose job runs on. Raises LarkError."""
+        ...
+
+    def fit(self, sandbox: Sandbox) -> bool:
+        """Tell whether an idle sandbox is still what a job may be given."""
         ...

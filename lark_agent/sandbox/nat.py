@@ -63,6 +63,14 @@ class NatDriver:
         sandbox = Sandbox(slot, Connectivity.NAT, ipv4, ipv6, first_port=first, last_port=last)
         return self._veths.build(sandbox, pairs, partial(_limit_ports, first, last))
 
+    def renew(self, sandbox: Sandbox) -> None:
+        """Take over a sandbox of an earlier agent."""
+        self._veths.renew(sandbox)
+
+    def fit(self, sandbox: Sandbox) -> bool:  # noqa: ARG002  of the protocol
+        """Nothing wears off: the addresses are the worker's own affair."""
+        return True
+
     def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
         """Dismantle; leftovers of an earlier agent, whatever kind they were of, come here too."""
         addresses = {a for s in sandboxes for a in self._numbers.addresses_of(s.slot)}

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class NoneDriver:
     """Builds sandboxes without a link."""
 
+    def check(self) -> None:
+        """Nothing is needed but namespaces, which the first sandbox shows."""
+
     def set_up(self, slot: int) -> Sandbox:
         """Make the namespace and bring its loopback up."""
 
@@ -28,6 +31,13 @@ class NoneDriver:
 
         namespaces.create(addressing.name(slot), inside)
         return Sandbox(slot, Connectivity.NONE)
+
+    def renew(self, sandbox: Sandbox) -> None:
+        """Nothing of it is the agent's but the namespace."""
+
+    def fit(self, sandbox: Sandbox) -> bool:  # noqa: ARG002  of the protocol
+        """Nothing wears off."""
+        return True
 
     def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
         """Remove the names; the namespaces end with their last processes."""

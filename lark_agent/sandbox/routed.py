@@ -43,6 +43,14 @@ class RoutedDriver:
         sandbox = Sandbox(slot, Connectivity.ROUTED, routed.ipv4(slot), routed.ipv6(slot))
         return self._veths.build(sandbox, routed.pairs(slot))
 
+    def renew(self, sandbox: Sandbox) -> None:
+        """Take over a sandbox of an earlier agent."""
+        self._veths.renew(sandbox)
+
+    def fit(self, sandbox: Sandbox) -> bool:  # noqa: ARG002  of the protocol
+        """Nothing wears off: the prefix is the worker's."""
+        return True
+
     def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
         """Dismantle."""
         addresses = {a for s in sandboxes for a in self._numbers.addresses_of(s.slot)}
