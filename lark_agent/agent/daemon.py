@@ -49,14 +49,17 @@ from lark_agent.agent.reporter import Reporter
 from lark_agent.agent.service import AgentServicer
 from lark_agent.agent.tasks import OwnThread, Tasks
 from lark_agent.config import AGENT_FILE, AgentSettings, load
-from lark_agent.errors import LarkError, PrerequisiteError
+from lark_agent.errors import KernelError, LarkError, PrerequisiteError
 from lark_agent.linux import memory, systemd
 from lark_agent.model import Connectivity
 from lark_agent.policy.site import SitePolicy
 from lark_agent.rpc.frontdoor import FrontDoor
 from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
 from lark_agent.rpc.queries import QueryServicer
+from lark_agent.sandbox import networks
 from lark_agent.sandbox.addressing import Addressing
+from lark_agent.sandbox.connectivity import Kind
+from lark_agent.sandbox.guard import Guard, OnNetwork
 from lark_agent.sandbox.nat import NatDriver
 from lark_agent.sandbox.none import NoneDriver
 from lark_agent.sandbox.pool import Pool
@@ -67,7 +70,7 @@ from lark_agent.sandbox.worker import WorkerSide
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from lark_agent.sandbox.connectivity import Driver
+    from lark_agent.sandbox.connectivity import Driver, Sandbox
 
 VERSION = version("lark-agent")
 JOURNAL_NAME = "journal.sqlite"
@@ -122,18 +125,19 @@ class Daemon:
         routed = RoutedDriver(self._numbers, self._veths)
         await self._in_kernel(nat.check)
         await self._in_kernel(routed.check)
-        self._drivers: dict[Connectivity, Driver] = {
-            Connectivity.NAT: nat, Connectivity.NONE: NoneDriver(),
+        self._drivers: dict[Kind, Driver] = {
+            Kind(Connectivity.NAT): nat, Kind(Connectivity.NONE): NoneDriver(),
         }  # fmt: skip
         if self._numbers.routed.networks:
-            self._drivers[Connectivity.ROUTED] = routed
+            self._drivers[Kind(Connectivity.ROUTED)] = routed
         found = await self._in_kernel(self._recover)
         self._jobs_left = len(found.adopted)
         stack.push_async_callback(self._remove_shared)
         self._datapath = await self._in_kernel(self._load_datapath)
         stack.callback(self._datapath.close)
         self._veths.use(self._datapath)
-        self._enforcing = Enforcing(self._datapath, ())
+        await self._join_networks(stack)
+        self._enforcing = Enforcing(self._datapath, (self._on_network,))
         await self._in_kernel(nat.prepare)
         await self._in_kernel(self._worker_side.prepare)
         await self._in_kernel(lambda: self._renew(found))
@@ -144,6 +148,30 @@ class Daemon:
         stack.push_async_callback(self._tasks.stop)
         await self._open_services(stack, answers)
 
+    async def _join_networks(self, stack: contextlib.AsyncExitStack) -> None:
+        """Make a driver and a thread for each network of the site.
+
+        One that cannot be used yet, because its bridge or switch comes later than the agent, does
+        not keep the others' jobs from running; its own jobs are told.
+        """
+        settings, guard = self._settings, Guard(self._datapath)
+        self._networks = networks.drivers(
+            settings.networks, settings.worker_name, self._veths.uplink.interface, guard,
+            self._run_directory, Path(settings.paths.state),
+        )  # fmt: skip
+        self._remains = networks.Remains(guard, self._run_directory)
+        upkeep = {kind: driver.upkeep for kind, driver in self._networks.items()}
+        self._on_network = OnNetwork(self._datapath, upkeep)
+        self._in_network: dict[Kind, OwnThread] = {}
+        for kind, driver in self._networks.items():
+            self._in_network[kind] = OwnThread(kind.network)
+            stack.callback(self._in_network[kind].close)
+            try:
+                await self._in_network[kind](driver.check)
+            except LarkError as error:
+                log.error("network cannot be used yet", network=kind.network, error=str(error))
+        self._drivers |= self._networks
+
     def _renew(self, found: Found) -> None:
         active, bound = self._datapath.active_slots(), self._datapath.bindings()
         for attachment in found.adopted:
@@ -151,10 +179,23 @@ class Daemon:
             # without a plan but bound: an earlier agent ended between last reading and final record
             known = sandbox.slot in active or bound.get(sandbox.interface) == sandbox.slot
             attachment.lost_counters = is_counted(sandbox.connectivity) and not known
-            self._veths.renew(sandbox)
+            self._take_over(sandbox)
             self._enforcing.adopt(attachment.holding)
         for slot in active - {attachment.sandbox.slot for attachment in found.adopted}:
             self._datapath.deactivate(slot)  # of a job that the journal does not know
+
+    def _take_over(self, sandbox: Sandbox) -> None:
+        driver = self._drivers.get(sandbox.kind)
+        if driver is None:
+            log.warning(
+                "a job's network is not configured any more; it keeps what it has",
+                sandbox=sandbox.name, kind=str(sandbox.kind),
+            )  # fmt: skip
+            return
+        try:
+            driver.renew(sandbox)
+        except (KernelError, OSError) as error:  # most likely its interface was taken away
+            log.error("cannot take over a sandbox", sandbox=sandbox.name, error=str(error))
 
     def _recover(self) -> Found:
         return recover(self._journal, self._numbers, self._run_directory / "numbering")
@@ -176,14 +217,18 @@ class Daemon:
         held = {attachment.sandbox.slot for attachment in found.adopted}
         usual = settings.all_profiles[settings.default_profile].connectivity
         ready = {
-            kind: settings.pool.ready if kind == usual else min(_IDLE_OTHERS, settings.pool.ready)
+            kind: settings.networks[kind.network].ready
+            if kind in self._networks
+            else settings.pool.ready
+            if kind.connectivity == usual
+            else min(_IDLE_OTHERS, settings.pool.ready)
             for kind in self._drivers
         }
         leftover = {sandbox.slot for sandbox in found.leftovers}
         free = [slot for slot in range(settings.pool.slots) if slot not in held | leftover]
         self._pool = Pool(
-            self._drivers, ready, settings.pool.slots, free, settings.nat.rest_seconds,
-            self._in_kernel, self._in_dismantling, time.monotonic,
+            self._drivers, self._remains, ready, settings.pool.slots, free,
+            settings.nat.rest_seconds, self._in_dismantling, time.monotonic,
         )  # fmt: skip
         for sandbox in found.leftovers:
             self._pool.condemn(sandbox)
@@ -194,7 +239,10 @@ class Daemon:
         )  # fmt: skip
         for attachment in found.adopted:
             self._attachments.adopt(attachment)
-        self._tasks.keep("build", self._pool.build)
+        local = [kind for kind in self._drivers if kind not in self._networks]
+        self._tasks.keep("build", partial(self._pool.build, local, self._in_kernel))
+        for kind, in_network in self._in_network.items():
+            self._tasks.keep(f"build {kind.network}", partial(self._pool.build, [kind], in_network))
         self._tasks.keep("dismantle", self._pool.dismantle)
         self._tasks.keep("settle", self._attachments.settle)
         self._follower = Follower(self._worker_side, self._in_kernel, self._tasks)

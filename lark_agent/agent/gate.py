@@ -42,6 +42,7 @@ from lark_agent.linux.descriptors import close_aside
 from lark_agent.model import Connectivity
 from lark_agent.policy import ads
 from lark_agent.policy.site import Asking
+from lark_agent.sandbox.connectivity import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -208,8 +209,9 @@ class Gate:
         if planned is None:
             return None
         job, plan = planned
-        sandbox = self._pool.take_ready(plan.connectivity) or await _unless_hung_up(
-            connection, self._pool.take(plan.connectivity, self._settings.pool.wait_seconds)
+        kind = Kind(plan.connectivity, plan.network)
+        sandbox = self._pool.take_ready(kind) or await _unless_hung_up(
+            connection, self._pool.take(kind, self._settings.pool.wait_seconds)
         )
         if sandbox is None or not process.alive(pidfd):
             if sandbox is not None:

@@ -24,8 +24,8 @@ from lark_agent.agent.attachments import Attachment, boot_id
 from lark_agent.errors import KernelError, PrerequisiteError
 from lark_agent.linux import namespaces, process
 from lark_agent.linux.links import Links
-from lark_agent.model import Connectivity, ExitReason
-from lark_agent.sandbox import addressing
+from lark_agent.model import LAYER2, Connectivity, ExitReason
+from lark_agent.sandbox import addressing, networks
 from lark_agent.sandbox.connectivity import Sandbox
 
 if TYPE_CHECKING:
@@ -94,13 +94,16 @@ def _sandbox_of(record: Record, numbers: Addressing) -> Sandbox:
         return Sandbox(record.slot, record.connectivity)
     if record.connectivity == Connectivity.NAT:
         return _nat_sandbox(record.slot, numbers)
-    return Sandbox(
+    sandbox = Sandbox(
         record.slot,
         record.connectivity,
         IPv4Address(record.ipv4) if record.ipv4 else None,
         IPv6Address(record.ipv6) if record.ipv6 else None,
         _interface(record.slot),
     )
+    if record.connectivity in LAYER2:
+        return networks.returned(sandbox, record.network, record.worker)
+    return sandbox
 
 
 def _nat_sandbox(slot: int, numbers: Addressing) -> Sandbox:
@@ -137,10 +140,15 @@ def _truncate(journal: Journal, living: Living) -> None:
 
 def _leftovers(held: set[int], numbers: Addressing) -> list[Sandbox]:
     with Links() as links:
-        found = set(links.names(addressing.PREFIX)) | set(namespaces.names(addressing.PREFIX))
+        found = set(links.names(addressing.PREFIX)) | set(links.names(addressing.PORT_PREFIX))
+    found |= set(namespaces.names(addressing.PREFIX))
     slots = {slot for name in found if (slot := addressing.slot_of(name)) is not None}
-    # of whatever kind: what is dismantled has the same parts, and all of a slot's addresses go
-    return [_nat_sandbox(slot, numbers) for slot in sorted(slots - held) if slot < 4096]
+    # of whatever kind: what the worker routes has the same parts, and all of a slot's addresses go
+    return [
+        networks.found_on_network(slot) or _nat_sandbox(slot, numbers)
+        for slot in sorted(slots - held)
+        if slot < 4096
+    ]
 
 
 def _close(attachments: list[Attachment]) -> None:

@@ -9,33 +9,40 @@ import pytest
 
 from lark_agent.errors import KernelError, LarkError, Unavailable
 from lark_agent.model import Connectivity
-from lark_agent.sandbox.connectivity import Sandbox
+from lark_agent.sandbox.connectivity import Kind, Sandbox
 from lark_agent.sandbox.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
-NAT, NONE = Connectivity.NAT, Connectivity.NONE
+NAT, NONE, LAB = Kind(Connectivity.NAT), Kind(Connectivity.NONE), Kind(Connectivity.BRIDGE, "lab")
 
 
 class Paper:
     """A driver whose sandboxes exist on paper only."""
 
-    def __init__(self, kind: Connectivity) -> None:
+    def __init__(self, kind: Kind) -> None:
         self.kind = kind
+        self.worn: set[int] = set()
         self.standing: set[int] = set()
         self.batches: list[list[int]] = []
         self.failures = 0
 
-    def prepare(self) -> None:
+    def check(self) -> None:
         pass
+
+    def renew(self, sandbox: Sandbox) -> None:
+        pass
+
+    def fit(self, sandbox: Sandbox) -> bool:
+        return sandbox.slot not in self.worn
 
     def set_up(self, slot: int) -> Sandbox:
         if self.failures:
             self.failures -= 1
             raise KernelError("making a veth", "no buffer space")
         self.standing.add(slot)
-        return Sandbox(slot, self.kind)
+        return Sandbox(slot, self.kind.connectivity, network=self.kind.network)
 
     def tear_down(self, sandboxes: Sequence[Sandbox]) -> list[LarkError]:
         self.batches.append([sandbox.slot for sandbox in sandboxes])
@@ -47,15 +54,29 @@ class World:
     """A pool with its tasks running on a loop whose time the pool's clock follows."""
 
     def __init__(self, slots: int, ready: int, rest: float = 0.0) -> None:
-        self.nat, self.none = Paper(NAT), Paper(NONE)
+        self.nat, self.none, self.lab = Paper(NAT), Paper(NONE), Paper(LAB)
+        self.remains = Paper(NONE)
+        self.answer = asyncio.Event()
+        """Whether what the site's network waits for has come."""
 
         async def here(work: Callable[[], object]) -> object:
             return work()
 
         self.pool = Pool(
-            {NAT: self.nat, NONE: self.none}, {NAT: ready, NONE: 0}, slots, range(slots), rest,
-            here, here, lambda: asyncio.get_running_loop().time(),
+            {NAT: self.nat, NONE: self.none, LAB: self.lab}, self.remains,
+            {NAT: ready, NONE: 0, LAB: 0}, slots, range(slots), rest,
+            here, lambda: asyncio.get_running_loop().time(),
         )  # fmt: skip
+
+        async def patiently(work: Callable[[], object]) -> object:
+            await self.answer.wait()
+            return work()
+
+        self.tasks: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+            lambda: self.pool.build([NAT, NONE], here),
+            lambda: self.pool.build([LAB], patiently),
+            self.pool.dismantle,
+        )
 
     async def settled(self) -> None:
         """Let the tasks do what can be done now."""
@@ -83,9 +104,7 @@ def play(world: World, scene: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a scene beside the pool's tasks, timeouts taking no time."""
 
     async def stage() -> None:
-        tasks = [
-            asyncio.ensure_future(work) for work in (world.pool.build(), world.pool.dismantle())
-        ]
+        tasks = [asyncio.ensure_future(work()) for work in world.tasks]
         try:
             await scene()
         finally:
@@ -224,7 +243,7 @@ def test_idle_sandboxes_of_another_kind_give_way() -> None:
     async def scene() -> None:
         await world.settled()
         sandbox = await world.pool.take(NONE, 30)
-        assert sandbox.connectivity == NONE
+        assert sandbox.kind == NONE
 
     play(world, scene)
 
@@ -235,7 +254,7 @@ def test_a_failed_build_is_tried_again_and_told_to_those_who_wait() -> None:
 
     async def scene() -> None:
         world.nat.failures = 2
-        assert (await world.pool.take(NAT, 30)).connectivity == NAT
+        assert (await world.pool.take(NAT, 30)).kind == NAT
         world.nat.failures = 10**6
         with pytest.raises(Unavailable, match="no buffer space"):
             await world.pool.take(NAT, 30)
@@ -251,7 +270,9 @@ def test_a_kind_that_this_worker_has_not_is_refused_at_once() -> None:
     async def scene() -> None:
         await world.settled()
         with pytest.raises(Unavailable, match=r"no routed networks.*routed6.*restart"):
-            await world.pool.take(Connectivity.ROUTED, 30)
+            await world.pool.take(Kind(Connectivity.ROUTED), 30)
+        with pytest.raises(Unavailable, match=r"no vlan cms networks.*networks\.cms.*restart"):
+            await world.pool.take(Kind(Connectivity.VLAN, "cms"), 30)
         assert world.pool.ready == 1
 
     play(world, scene)
@@ -267,5 +288,50 @@ def test_nothing_stands_after_the_end() -> None:
         await world.settled()
         await world.pool.empty()
         assert world.nat.standing == {held.slot}
+
+    play(world, scene)
+
+
+def test_a_network_that_does_not_answer_holds_up_nobody_else() -> None:
+    """While a job waits for the site's DHCP server, others get their sandboxes as ever."""
+    world = World(slots=8, ready=2)
+
+    async def scene() -> None:
+        waiting = asyncio.ensure_future(world.pool.take(LAB, 600))
+        await world.settled()
+        for _ in range(4):
+            assert (await world.pool.take(NAT, 30)).kind == NAT
+        assert not waiting.done()
+        world.answer.set()
+        assert (await waiting).kind == LAB
+
+    play(world, scene)
+
+
+def test_a_sandbox_that_wore_off_is_given_to_nobody() -> None:
+    """An idle one that has lost its address is dismantled, and the job gets the next."""
+    world = World(slots=4, ready=2)
+
+    async def scene() -> None:
+        await world.settled()
+        world.nat.worn = {0}
+        assert (await world.pool.take(NAT, 30)).slot == 1
+        await world.settled()
+        assert world.nat.batches == [[0]]
+
+    play(world, scene)
+
+
+def test_what_no_driver_knows_is_dismantled_too() -> None:
+    """Leftovers on networks that are not configured go, and free their slots."""
+    world = World(slots=1, ready=0)
+
+    async def scene() -> None:
+        left = Sandbox(0, Connectivity.OVS, network="gone")
+        assert (await world.pool.take(NAT, 30)).slot == 0
+        world.pool.condemn(left)
+        await world.settled()
+        assert world.remains.batches == [[0]]
+        assert (await world.pool.take(NAT, 30)).slot == 0
 
     play(world, scene)
