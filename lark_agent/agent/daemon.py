@@ -41,6 +41,7 @@ from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal
 from lark_agent.agent.attachments import Attachments
 from lark_agent.agent.changing import Changing
+from lark_agent.agent.drain import InSandbox
 from lark_agent.agent.enforcing import Enforcing, is_counted
 from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
@@ -57,6 +58,7 @@ from lark_agent.rpc.frontdoor import FrontDoor
 from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
 from lark_agent.rpc.queries import QueryServicer
 from lark_agent.sandbox.addressing import Addressing
+from lark_agent.sandbox.host import HostDriver, HostJobs
 from lark_agent.sandbox.nat import NatDriver
 from lark_agent.sandbox.none import NoneDriver
 from lark_agent.sandbox.pool import Pool
@@ -67,7 +69,9 @@ from lark_agent.sandbox.worker import WorkerSide
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lark_agent.agent.drain import Place
     from lark_agent.sandbox.connectivity import Driver
+    from lark_agent.sandbox.holding import Holding
 
 VERSION = version("lark-agent")
 JOURNAL_NAME = "journal.sqlite"
@@ -123,7 +127,7 @@ class Daemon:
         await self._in_kernel(nat.check)
         await self._in_kernel(routed.check)
         self._drivers: dict[Connectivity, Driver] = {
-            Connectivity.NAT: nat, Connectivity.NONE: NoneDriver(),
+            Connectivity.NAT: nat, Connectivity.NONE: NoneDriver(), Connectivity.HOST: HostDriver(),
         }  # fmt: skip
         if self._numbers.routed.networks:
             self._drivers[Connectivity.ROUTED] = routed
@@ -133,7 +137,11 @@ class Daemon:
         self._datapath = await self._in_kernel(self._load_datapath)
         stack.callback(self._datapath.close)
         self._veths.use(self._datapath)
-        self._enforcing = Enforcing(self._datapath, ())
+        self._host_jobs = HostJobs(
+            Path(settings.paths.bpffs), settings.pool.slots, self._run_directory
+        )
+        stack.callback(self._host_jobs.close)
+        self._enforcing = Enforcing(self._datapath, (self._host_jobs,))
         await self._in_kernel(nat.prepare)
         await self._in_kernel(self._worker_side.prepare)
         await self._in_kernel(lambda: self._renew(found))
@@ -155,6 +163,7 @@ class Daemon:
             self._enforcing.adopt(attachment.holding)
         for slot in active - {attachment.sandbox.slot for attachment in found.adopted}:
             self._datapath.deactivate(slot)  # of a job that the journal does not know
+        self._host_jobs.close_leftovers()
 
     def _recover(self) -> Found:
         return recover(self._journal, self._numbers, self._run_directory / "numbering")
@@ -179,6 +188,7 @@ class Daemon:
             kind: settings.pool.ready if kind == usual else min(_IDLE_OTHERS, settings.pool.ready)
             for kind in self._drivers
         }
+        ready[Connectivity.HOST] = 0  # nothing is built, so nothing is kept ready
         leftover = {sandbox.slot for sandbox in found.leftovers}
         free = [slot for slot in range(settings.pool.slots) if slot not in held | leftover]
         self._pool = Pool(
@@ -190,7 +200,7 @@ class Daemon:
         self._attachments = Attachments(
             settings.worker_name, self._datapath, self._enforcing, self._pool, self._journal,
             self._in_journal, self._in_kernel, self._tasks, settings.pool.drain_seconds,
-            time.time_ns,
+            self._remains, time.time_ns,
         )  # fmt: skip
         for attachment in found.adopted:
             self._attachments.adopt(attachment)
@@ -207,6 +217,11 @@ class Daemon:
                 self._in_journal, self._attachments.changed,
             )  # fmt: skip
             self._tasks.keep("report", self._reporter.run)
+
+    def _remains(self, holding: Holding) -> Place:
+        if holding.sandbox.connectivity is Connectivity.HOST:
+            return self._host_jobs.left(holding.attachment_id)
+        return InSandbox(holding.sandbox.name)
 
     async def _open_services(self, stack: contextlib.AsyncExitStack, answers: Answers) -> None:
         settings = self._settings
