@@ -3,7 +3,7 @@
 Everything is built from the tree by `pip install .` (and in place by `pip install -e .` or
 `python setup.py build_native`), so that an installed package runs without compilers:
 
-* ``lark_agent/datapath/job.bpf.o`` by ``clang -target bpf``; only UAPI headers are needed;
+* ``lark_agent/datapath/{job,host}.bpf.o`` by ``clang -target bpf``; only UAPI headers are needed;
 * ``lark_agent/hooks/native/bin/lark-run`` and ``lark-enter`` by the C compiler, hardened;
 * ``lark_agent/rpc/lark/v1/*_pb2*.py`` by protoc from ``protos/``.
 """
@@ -78,12 +78,16 @@ class BuildNative(Command):
 
 def build_bpf() -> list[Path]:
     """Compile the datapath for the BPF machine; debug information carries the map types (BTF)."""
-    source, target = PACKAGE / "datapath" / "job.bpf.c", PACKAGE / "datapath" / "job.bpf.o"
     clang = os.environ.get("CLANG", "clang")
     # clang leaves the multiarch directory out for a foreign target
     options = ["-O2", "-g", f"-ffile-prefix-map={ROOT}=.", "-Wall", "-Wextra", "-Werror"]
-    run(clang, "-target", "bpf", *options, f"-I{multiarch()}", "-c", source, "-o", target)
-    return [target]
+    built = []
+    for name in ("job", "host"):
+        source = PACKAGE / "datapath" / f"{name}.bpf.c"
+        target = source.with_suffix(".o")
+        run(clang, "-target", "bpf", *options, f"-I{multiarch()}", "-c", source, "-o", target)
+        built.append(target)
+    return built
 
 
 def build_wrapper() -> list[Path]:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from lark_agent.accounting.journal import Journal
+    from lark_agent.agent.drain import Place
     from lark_agent.agent.enforcing import Enforcing
     from lark_agent.agent.tasks import OwnThread, Tasks
     from lark_agent.datapath import Datapath
@@ -71,7 +72,9 @@ class Attachment:
     def holding(self) -> Holding:
         """What enforces its plan sees of it."""
         record = self.record
-        return Holding(record.attachment_id, self.sandbox, record.job, self.plan, self.process.pid)
+        return Holding(
+            record.attachment_id, self.sandbox, record.job, self.plan, self.process.pid, self.pidfd
+        )
 
 
 class Attachments:
@@ -88,6 +91,7 @@ class Attachments:
         kernel_thread: OwnThread,
         tasks: Tasks,
         drain_seconds: float,
+        place_of: Callable[[Holding], Place],
         clock_ns: Callable[[], int],
     ) -> None:
         self._worker = worker
@@ -99,6 +103,7 @@ class Attachments:
         self._in_kernel = kernel_thread
         self._tasks = tasks
         self._drain_seconds = drain_seconds
+        self._place_of = place_of
         self._clock_ns = clock_ns
         self._boot_id = boot_id()
         self._living: dict[str, Attachment] = {}
@@ -254,7 +259,8 @@ class Attachments:
             usage = (await self._in_kernel(lambda: read(self._datapath, [slot])))[slot]
             return usage.sent, usage.received
 
-        await drain(attachment.sandbox, moved, self._drain_seconds, orderly=status == 0)
+        left = self._place_of(attachment.holding)
+        await drain(slot, left, moved, self._drain_seconds, orderly=status == 0)
 
     async def _wait_status(self, attachment: Attachment) -> int | None:
         """Ask again until the parent has waited for the job: from then on newer kernels tell."""

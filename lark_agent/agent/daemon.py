@@ -41,6 +41,7 @@ from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal
 from lark_agent.agent.attachments import Attachments
 from lark_agent.agent.changing import Changing
+from lark_agent.agent.drain import InSandbox
 from lark_agent.agent.enforcing import Enforcing, is_counted
 from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
@@ -60,6 +61,7 @@ from lark_agent.sandbox import networks
 from lark_agent.sandbox.addressing import Addressing
 from lark_agent.sandbox.connectivity import Kind
 from lark_agent.sandbox.guard import Guard, OnNetwork
+from lark_agent.sandbox.host import HostDriver, HostJobs
 from lark_agent.sandbox.nat import NatDriver
 from lark_agent.sandbox.none import NoneDriver
 from lark_agent.sandbox.pool import Pool
@@ -70,7 +72,9 @@ from lark_agent.sandbox.worker import WorkerSide
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lark_agent.agent.drain import Place
     from lark_agent.sandbox.connectivity import Driver, Sandbox
+    from lark_agent.sandbox.holding import Holding
 
 VERSION = version("lark-agent")
 JOURNAL_NAME = "journal.sqlite"
@@ -127,6 +131,7 @@ class Daemon:
         await self._in_kernel(routed.check)
         self._drivers: dict[Kind, Driver] = {
             Kind(Connectivity.NAT): nat, Kind(Connectivity.NONE): NoneDriver(),
+            Kind(Connectivity.HOST): HostDriver(),
         }  # fmt: skip
         if self._numbers.routed.networks:
             self._drivers[Kind(Connectivity.ROUTED)] = routed
@@ -137,7 +142,11 @@ class Daemon:
         stack.callback(self._datapath.close)
         self._veths.use(self._datapath)
         await self._join_networks(stack)
-        self._enforcing = Enforcing(self._datapath, (self._on_network,))
+        self._host_jobs = HostJobs(
+            Path(settings.paths.bpffs), settings.pool.slots, self._run_directory
+        )
+        stack.callback(self._host_jobs.close)
+        self._enforcing = Enforcing(self._datapath, (self._on_network, self._host_jobs))
         await self._in_kernel(nat.prepare)
         await self._in_kernel(self._worker_side.prepare)
         await self._in_kernel(lambda: self._renew(found))
@@ -159,7 +168,7 @@ class Daemon:
             settings.networks, settings.worker_name, self._veths.uplink.interface, guard,
             self._run_directory, Path(settings.paths.state),
         )  # fmt: skip
-        self._remains = networks.Remains(guard, self._run_directory)
+        self._leftovers = networks.Remains(guard, self._run_directory)
         upkeep = {kind: driver.upkeep for kind, driver in self._networks.items()}
         self._on_network = OnNetwork(self._datapath, upkeep)
         self._in_network: dict[Kind, OwnThread] = {}
@@ -183,6 +192,7 @@ class Daemon:
             self._enforcing.adopt(attachment.holding)
         for slot in active - {attachment.sandbox.slot for attachment in found.adopted}:
             self._datapath.deactivate(slot)  # of a job that the journal does not know
+        self._host_jobs.close_leftovers()
 
     def _take_over(self, sandbox: Sandbox) -> None:
         driver = self._drivers.get(sandbox.kind)
@@ -224,10 +234,11 @@ class Daemon:
             else min(_IDLE_OTHERS, settings.pool.ready)
             for kind in self._drivers
         }
+        ready[Kind(Connectivity.HOST)] = 0  # nothing is built, so nothing is kept ready
         leftover = {sandbox.slot for sandbox in found.leftovers}
         free = [slot for slot in range(settings.pool.slots) if slot not in held | leftover]
         self._pool = Pool(
-            self._drivers, self._remains, ready, settings.pool.slots, free,
+            self._drivers, self._leftovers, ready, settings.pool.slots, free,
             settings.nat.rest_seconds, self._in_dismantling, time.monotonic,
         )  # fmt: skip
         for sandbox in found.leftovers:
@@ -235,7 +246,7 @@ class Daemon:
         self._attachments = Attachments(
             settings.worker_name, self._datapath, self._enforcing, self._pool, self._journal,
             self._in_journal, self._in_kernel, self._tasks, settings.pool.drain_seconds,
-            time.time_ns,
+            self._place_of, time.time_ns,
         )  # fmt: skip
         for attachment in found.adopted:
             self._attachments.adopt(attachment)
@@ -255,6 +266,11 @@ class Daemon:
                 self._in_journal, self._attachments.changed,
             )  # fmt: skip
             self._tasks.keep("report", self._reporter.run)
+
+    def _place_of(self, holding: Holding) -> Place:
+        if holding.sandbox.connectivity is Connectivity.HOST:
+            return self._host_jobs.left(holding.attachment_id)
+        return InSandbox(holding.sandbox.name)
 
     async def _open_services(self, stack: contextlib.AsyncExitStack, answers: Answers) -> None:
         settings = self._settings

@@ -17,7 +17,8 @@ silenced, so that survivors cannot go on, and the counters are watched until not
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -27,8 +28,8 @@ from lark_agent.linux import namespaces, sockets
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from lark_agent.linux.sockets import Remains
     from lark_agent.model import Count
-    from lark_agent.sandbox.connectivity import Sandbox
 
     Moved = tuple[Count, Count]
 
@@ -38,13 +39,46 @@ _LOOK_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)
 log = structlog.get_logger(__name__)
 
 
+class Place(Protocol):
+    """Where a job's sockets are; each call may take some milliseconds, in any thread."""
+
+    def abort(self) -> Remains:
+        """Abort the sockets that have an owner; raises LarkError or OSError."""
+        ...
+
+    def silence(self) -> None:
+        """Let survivors send nothing any more; raises LarkError or OSError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class InSandbox:
+    """A network namespace, all of it the job's."""
+
+    name: str
+
+    def abort(self) -> Remains:
+        """Abort all sockets in it."""
+        return namespaces.run_inside(self.name, sockets.abort)
+
+    def silence(self) -> None:
+        """Leave it no routes."""
+        namespaces.run_inside(self.name, sockets.silence)
+
+
 async def drain(
-    sandbox: Sandbox, moved: Callable[[], Awaitable[Moved]], limit_seconds: float, *, orderly: bool
+    slot: int,
+    left: Place,
+    moved: Callable[[], Awaitable[Moved]],
+    limit_seconds: float,
+    *,
+    orderly: bool,
 ) -> None:
     """Wait until nothing of an ended job is under way, for `limit_seconds` at most.
 
-    `moved` reads what the slot has sent and received so far; `orderly` says that the job
-    succeeded. Never fails: what cannot be seen is logged and not waited for.
+    `left` looks at what the job has left, `moved` reads what the slot has sent and received so far;
+    `orderly` says that the job succeeded. Never fails: what cannot be seen is logged and not waited
+    for.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_seconds
@@ -52,24 +86,22 @@ async def drain(
         return
     try:
         before = await moved()
-        first = remains = await asyncio.to_thread(
-            namespaces.run_inside, sandbox.name, sockets.abort
-        )
+        first = remains = await asyncio.to_thread(left.abort)
         pauses, pause, left_over = iter(_LOOK_PAUSES), 0.0, remains.owned
         while remains.undelivered:
             if loop.time() >= deadline:
-                log.info("cut undelivered connections", slot=sandbox.slot)
+                log.info("cut undelivered connections", slot=slot)
                 return
             pause = next(pauses, pause)
             await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
-            remains = await asyncio.to_thread(namespaces.run_inside, sandbox.name, sockets.abort)
+            remains = await asyncio.to_thread(left.abort)
             left_over += remains.owned
         if orderly and not left_over and (first.undelivered or await moved() == before):
             return
-        await asyncio.to_thread(namespaces.run_inside, sandbox.name, sockets.silence)
+        await asyncio.to_thread(left.silence)
         await _quiet(moved, deadline)
     except (LarkError, OSError) as error:
-        log.warning("cannot see what is under way", slot=sandbox.slot, error=str(error))
+        log.warning("cannot see what is under way", slot=slot, error=str(error))
 
 
 async def _quiet(moved: Callable[[], Awaitable[Moved]], deadline: float) -> None:

@@ -89,7 +89,7 @@ class Enforcing:
         lacking = (plan.ip in {Family.IPV4, Family.BOTH} and ipv4 is None) or (
             plan.ip in {Family.IPV6, Family.BOTH} and ipv6 is None
         )
-        if lacking and is_counted(plan.connectivity):
+        if lacking and is_counted(plan.connectivity) and plan.connectivity is not Connectivity.HOST:
             raise Unavailable(
                 f"the job insists on {plan.ip} and this worker's network {plan.connectivity} has "
                 f"{'no IPv4' if ipv4 is None else 'no IPv6'}; run it on another worker"

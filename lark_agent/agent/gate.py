@@ -7,8 +7,8 @@ started after all. A caller that hangs up while it waits for a sandbox costs not
 sends nothing is cut after a few seconds. Connections are limited over all and for each user.
 
 Refused are callers in another network namespace than the agent's (they are in a sandbox already, or
-in one they made: comparing namespaces cannot be raced as comparing pids could), and root, whom no
-sandbox can hold.
+in one they made: comparing namespaces cannot be raced as comparing pids could) or in the control
+group of a job that has no sandbox, and root, whom no sandbox can hold.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import socket
 from collections import Counter
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import structlog
@@ -42,11 +43,11 @@ from lark_agent.linux.descriptors import close_aside
 from lark_agent.model import Connectivity
 from lark_agent.policy import ads
 from lark_agent.policy.site import Asking
+from lark_agent.sandbox import host
 from lark_agent.sandbox.connectivity import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-    from pathlib import Path
 
     from lark_agent.agent.attachments import Attachment, Attachments
     from lark_agent.config import AgentSettings
@@ -250,6 +251,10 @@ class Gate:
                 "the caller is not in the worker's own network: it is in a sandbox already; "
                 "start the command directly"
             )
+        if host.is_held(peer.pid):
+            raise PolicyRefusal(
+                "the caller is in the control group of a job already; start the command directly"
+            )
 
     async def _user(self, uid: int) -> str:
         """Return the name of a user, remembered for a while.
@@ -295,11 +300,14 @@ class Gate:
         return uid == 0 and name in self._settings.trusted_launchers
 
     def _grant(self, connection: socket.socket, attachment: Attachment) -> None:
-        descriptor = os.open(namespaces.path(attachment.sandbox.name), os.O_RDONLY | os.O_CLOEXEC)
+        sandbox = attachment.sandbox
+        stays = sandbox.connectivity is Connectivity.HOST
+        namespace = Path("/proc/self/ns/net") if stays else namespaces.path(sandbox.name)
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            resolv_conf = attachment.sandbox.connectivity != Connectivity.NONE
+            resolv_conf = not stays and sandbox.connectivity is not Connectivity.NONE
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its pidfd will say
-                wire.send_grant(connection, descriptor, resolv_conf=resolv_conf)
+                wire.send_grant(connection, descriptor, resolv_conf=resolv_conf, stay=stays)
         finally:
             os.close(descriptor)
 

@@ -21,7 +21,7 @@ from lark_agent.policy.ads import MAX_BYTES
 MAGIC, VERSION = b"LARK", 1
 MAX_REQUEST, MAX_REPLY = 16384, 1024
 MAX_DESCRIPTORS = 4
-BIND_RESOLV_CONF = 1
+BIND_RESOLV_CONF, STAY = 1, 2
 _SCM_MAX_FD = 253  # net/core/scm.c
 
 _HEADER = struct.Struct("<4sHH")
@@ -85,9 +85,11 @@ def decode(data: bytes, descriptors: list[int]) -> RunRequest:
     )
 
 
-def send_grant(connection: socket.socket, namespace: int, *, resolv_conf: bool) -> None:
-    """Answer with the network namespace to enter."""
-    flags = BIND_RESOLV_CONF if resolv_conf else 0
+def send_grant(
+    connection: socket.socket, namespace: int, *, resolv_conf: bool, stay: bool = False
+) -> None:
+    """Answer with the network namespace to enter, or to stay in."""
+    flags = (BIND_RESOLV_CONF if resolv_conf else 0) | (STAY if stay else 0)
     message = _HEADER.pack(MAGIC, VERSION, 0) + struct.pack("<I", flags)
     socket.send_fds(connection, [message], [namespace])
 

@@ -26,6 +26,8 @@ class Holding:
     plan: NetworkPlan
     pid: int
     """The job's main process."""
+    pidfd: int = -1
+    """The same, which cannot become another's; -1 if it was gone when the agent came back."""
 
 
 class Enforcement(Protocol):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lark_agent.agent.drain import QUIET_SECONDS, drain
+from lark_agent.agent.drain import QUIET_SECONDS, InSandbox, drain
 from lark_agent.linux import namespaces
 from lark_agent.model import Connectivity, Count
 from lark_agent.sandbox.connectivity import Sandbox
@@ -235,7 +235,7 @@ def test_counters_that_move_are_waited_for(
         return Count(1, 1), Count(number, number)
 
     start = time.monotonic()
-    asyncio.run(drain(sandbox, moved, 0.5, orderly=orderly))
+    asyncio.run(drain(3, InSandbox(sandbox.name), moved, 0.5, orderly=orderly))
     assert least <= time.monotonic() - start < 10
     assert looks is None or taken <= looks
     namespaces.delete(sandbox.name)

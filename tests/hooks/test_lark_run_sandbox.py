@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-BIND_RESOLVER = 1
+BIND_RESOLVER, STAY = 1, 2
 MS_RDONLY, MS_REMOUNT, MS_BIND = 1, 32, 4096
 
 
@@ -192,3 +192,35 @@ def test_nothing_of_the_wrapper_remains(worker: Worker) -> None:
         assert (proc / "task" / proc.name / "children").read_text() == ""
         assert agent.notices == []
         process.communicate(b"\n", timeout=30)
+
+
+def test_job_may_stay_in_the_workers_network(worker: Worker) -> None:
+    """Where the agent says so nothing is entered: the same network and the same mounts."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    here = [str(Path(f"/proc/thread-self/ns/{kind}").readlink()) for kind in ("net", "mnt")]
+    try:
+        with worker.agent(granted(STAY), [own]):
+            done = worker.wrapped("/bin/readlink", "/proc/self/ns/net", "/proc/self/ns/mnt")
+    finally:
+        os.close(own)
+    assert done.stdout.decode().split() == here, done.stderr
+
+
+def test_job_that_stays_has_no_capability(worker: Worker) -> None:
+    """What opens sandboxes is dropped where none is opened, too."""
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with worker.agent(granted(STAY), [own]):
+            done = worker.wrapped("/bin/grep", "-E", "^Cap(Prm|Eff|Amb)", "/proc/self/status")
+    finally:
+        os.close(own)
+    assert {line.split()[1] for line in done.stdout.decode().splitlines()} == {"0" * 16}
+
+
+def test_job_stays_in_no_other_network_than_its_own(worker: Worker) -> None:
+    """A namespace that is not the job's own, granted with the word to stay, is a mistake."""
+    with worker.agent(granted(STAY)):
+        done = worker.wrapped(*worker.mark)
+    assert done.returncode == 125
+    assert b"granted another network than the one to stay in" in done.stderr
+    assert not worker.marker.exists()

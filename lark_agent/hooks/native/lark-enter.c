@@ -6,7 +6,8 @@
  * agent's name, and receives it itself. Stages, in order:
  *   1. check   the capability, the state from lark-run, the socket;
  *   2. receive the answer: one network namespace, or a refusal;
- *   3. enter   setns, a private mount namespace, its own /sys and /etc/resolv.conf;
+ *   3. enter   setns, a private mount namespace, its own /sys and /etc/resolv.conf; or nothing of
+ *              that, where the agent says that the job stays in the worker's own network;
  *   4. drop    every capability, for good; from here on we are just the user;
  *   5. restore what "secure execution" took (see lark-run.c), and exec the job.
  * It allocates nothing and reads no file. A failure in any stage drops the capabilities before a
@@ -25,7 +26,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 
-enum { REPLY_MAX = 1024, GRANTED = 0, BIND_RESOLVER = 1 };
+enum { REPLY_MAX = 1024, GRANTED = 0, BIND_RESOLVER = 1, STAY = 2 };
 static int granted_by = -1; /* the agent's socket, once it holds a sandbox for us */
 
 /* Drop every capability. Inheritable and bounding set stay as the user had them, except root's:
@@ -144,14 +145,14 @@ static int receive_namespace(int agent, uint32_t *flags)
 		memcpy(&namespace, CMSG_DATA(&control.header), sizeof namespace);
 	if (size != 12 || message.msg_flags & MSG_CTRUNC || namespace == -1)
 		refuse("the agent granted something else than one namespace; " ADVICE);
-	if (head[8] & ~BIND_RESOLVER || head[9] || head[10] || head[11])
+	if (head[8] & ~(BIND_RESOLVER | STAY) || head[9] || head[10] || head[11])
 		refuse("the agent set a flag that this lark-run does not know; update lark-run");
 	*flags = head[8];
 	return namespace;
 }
 
-/* Enter the namespace, after making sure that it is one, and not the one we are in. */
-static void enter_network(int namespace)
+/* Make sure that it is a network namespace, and tell whether it is the one that we are in. */
+static bool is_here(int namespace)
 {
 	struct statfs filesystem;
 	struct stat given, current;
@@ -161,10 +162,7 @@ static void enter_network(int namespace)
 		refuse("the agent granted no network namespace; " ADVICE);
 	if (fstat(namespace, &given) == -1 || stat("/proc/self/ns/net", &current) == -1)
 		refuse("cannot compare network namespaces: %m; is /proc mounted?");
-	if (given.st_ino == current.st_ino && given.st_dev == current.st_dev)
-		refuse("the agent granted the network that the job is already in; " ADVICE);
-	if (setns(namespace, CLONE_NEWNET) == -1) /* CAP_SYS_ADMIN: enter a namespace */
-		refuse("cannot enter the sandbox: %m; is the job in a user namespace?");
+	return given.st_ino == current.st_ino && given.st_dev == current.st_dev;
 }
 
 static void mount_or_die(const char *what, const char *on, const char *type, unsigned long flags)
@@ -202,6 +200,21 @@ static void renew_sys(void)
 	}
 }
 
+/* Enter the sandbox, with mounts that show it. */
+static void enter(int namespace, uint32_t flags)
+{
+	struct stat resolver;
+
+	if (setns(namespace, CLONE_NEWNET) == -1) /* CAP_SYS_ADMIN: enter a namespace */
+		refuse("cannot enter the sandbox: %m; is the job in a user namespace?");
+	if (unshare(CLONE_NEWNS) == -1) /* CAP_SYS_ADMIN: a mount namespace */
+		refuse("cannot make a mount namespace: %m; check user.max_mnt_namespaces");
+	mount_or_die("none", "/", NULL, MS_REC | MS_SLAVE); /* the host's later mounts arrive */
+	renew_sys();
+	if (flags & BIND_RESOLVER && stat("/etc/resolv.conf", &resolver) == 0)
+		mount_or_die("/run/lark/resolv.conf", "/etc/resolv.conf", NULL, MS_BIND);
+}
+
 /* Give back what "secure execution" took. All of it is the user's to set. */
 static void restore(const uintmax_t *saved)
 {
@@ -224,20 +237,19 @@ int main(int argc, char **argv)
 {
 	uintmax_t saved[SAVED];
 	uint32_t flags = 0;
-	struct stat resolver;
 
 	read_state(argc, argv, saved);
 	int agent = (int)saved[SOCKET];
 	check_capability();
 	check_agent(agent);
 	(void)fcntl(agent, F_SETFD, FD_CLOEXEC);
-	enter_network(receive_namespace(agent, &flags));
-	if (unshare(CLONE_NEWNS) == -1) /* CAP_SYS_ADMIN: a mount namespace */
-		refuse("cannot make a mount namespace: %m; check user.max_mnt_namespaces");
-	mount_or_die("none", "/", NULL, MS_REC | MS_SLAVE); /* the host's later mounts arrive */
-	renew_sys();
-	if (flags & BIND_RESOLVER && stat("/etc/resolv.conf", &resolver) == 0)
-		mount_or_die("/run/lark/resolv.conf", "/etc/resolv.conf", NULL, MS_BIND);
+	int namespace = receive_namespace(agent, &flags);
+	bool stays = flags & STAY;
+	if (is_here(namespace) != stays)
+		refuse(stays ? "the agent granted another network than the one to stay in; " ADVICE
+		    : "the agent granted the network that the job is already in; " ADVICE);
+	if (!stays)
+		enter(namespace, flags);
 	if (!drop_capabilities())
 		refuse("cannot drop the capabilities: %m; root needs CAP_SETPCAP to run a job");
 	restore(saved);
