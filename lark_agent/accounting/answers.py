@@ -97,7 +97,8 @@ class Answers:
             condition += " AND h.traffic_class != ''"
         keys = [_GROUP_COLUMNS[group] for group in by]
         sums = (
-            "sum(h.sent_packets), sum(h.sent_bytes), sum(h.received_packets), sum(h.received_bytes)"
+            "sum(h.sent_packets), sum(h.sent_bytes), "
+            "sum(h.received_packets), sum(h.received_bytes), sum(h.cost)"
         )
         select = ", ".join([*keys, "count(DISTINCT h.attachment_id)", sums])
         grouping = f"GROUP BY {', '.join(keys)}" if keys else ""
@@ -115,7 +116,8 @@ class Answers:
                 tuple(row[:width]),
                 row[width],
                 Count(*row[width + 1 : width + 3]),
-                Count(*row[width + 3 :]),
+                Count(*row[width + 3 : width + 5]),
+                row[width + 5],
             )
             for row in rows
             if row[width]

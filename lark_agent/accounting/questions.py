@@ -70,6 +70,8 @@ class Total:
     jobs: int
     sent: Count
     received: Count
+    cost: int = 0
+    """By the site's prices, in millionths of its currency unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class HourShare:
     traffic_class: str
     sent: Count
     received: Count
+    cost: int = 0
 
 
 def hour_shares(previous: Record | None, current: Record) -> list[HourShare]:
@@ -132,7 +135,8 @@ def hour_shares(previous: Record | None, current: Record) -> list[HourShare]:
         sent = now.sent - old.sent if old else now.sent
         received = now.received - old.received if old else now.received
         if sent or received:
-            shares.append(HourShare(hour, now.traffic_class, sent, received))
+            cost = now.cost - old.cost if old else now.cost
+            shares.append(HourShare(hour, now.traffic_class, sent, received, cost))
     if previous is None and not shares:
         shares.append(HourShare(hour, "", Count(), Count()))
     return shares

@@ -39,6 +39,7 @@ from grpc_reflection.v1alpha import reflection
 from lark_agent import datapath
 from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal
+from lark_agent.accounting.prices import Prices
 from lark_agent.agent.attachments import Attachments
 from lark_agent.agent.changing import Changing
 from lark_agent.agent.enforcing import Enforcing, is_counted
@@ -237,6 +238,7 @@ class Daemon:
             self._in_journal, self._in_kernel, self._tasks, settings.pool.drain_seconds,
             time.time_ns,
         )  # fmt: skip
+        self._attachments.prices = Prices.of(settings.prices)
         for attachment in found.adopted:
             self._attachments.adopt(attachment)
         local = [kind for kind in self._drivers if kind not in self._networks]
@@ -341,6 +343,7 @@ class Daemon:
             log.error("reload refused, the old rules stay", error=str(error))
             return
         self._policy = policy
+        self._attachments.prices = Prices.of(fresh.prices)
         log.info("reloaded", classes=len(fresh.classes), rules=len(fresh.rules))
 
     def _remove_pins(self) -> None:

@@ -34,6 +34,7 @@ MAX_RUNS = 20
 """Runs answered for one job id."""
 MAX_SAMPLES = 1000
 """Samples answered for one run."""
+SUMS = (*COUNTS, "cost")
 PREFIX = re.compile(r"[0-9a-f-]{8,36}")
 """What can be the start of an attachment id."""
 
@@ -95,7 +96,7 @@ class Answers:
         since = wanted.since_ns // HOUR_NS * HOUR_NS
         until = -(-wanted.until_ns // HOUR_NS) * HOUR_NS
         keys = [KEYS[grouping] for grouping in by]
-        halves = [part for name in COUNTS for part in _sum_in_halves(HOURS.c[name])]
+        halves = [part for name in SUMS for part in _sum_in_halves(HOURS.c[name])]
         query = (
             sql.select(
                 sql.func.min(HOURS.c.hour_ns),
@@ -163,14 +164,14 @@ def _sum_in_halves(column: sql.ColumnElement[int]) -> tuple[sql.ColumnElement[in
 
 
 def _total(by: Sequence[GroupBy], jobs: int, values: Sequence[Any]) -> Total:
-    """Put the halves of the four counts together and write out the key."""
-    counts = [
-        (int(high) << 32) + int(low) for high, low in zip(values[:8:2], values[1:8:2], strict=True)
-    ]
+    """Put the halves of the sums together and write out the key."""
+    width = 2 * len(SUMS)
+    halves = zip(values[:width:2], values[1:width:2], strict=True)
+    counts = [(int(high) << 32) + int(low) for high, low in halves]
     key = tuple(
         datetime.fromtimestamp(value * DAY_NS / 1e9, UTC).strftime("%Y-%m-%d")
         if grouping is GroupBy.DAY
         else value
-        for grouping, value in zip(by, values[8:], strict=True)
+        for grouping, value in zip(by, values[width:], strict=True)
     )
-    return Total(key, jobs, Count(counts[0], counts[1]), Count(counts[2], counts[3]))
+    return Total(key, jobs, Count(*counts[:2]), Count(*counts[2:4]), counts[4])

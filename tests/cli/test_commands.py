@@ -104,13 +104,16 @@ def test_jobs_json_is_the_documented_contract(
                         "class": "campus",
                         "sent": {"packets": 1000, "bytes": 52_000},
                         "received": {"packets": 20_000, "bytes": 29_536_789},
+                        "cost_millionths": 0,
                     },
                     {
                         "class": "other",
                         "sent": {"packets": 1, "bytes": 60},
                         "received": {"packets": 1, "bytes": 44},
+                        "cost_millionths": 0,
                     },
                 ],
+                "cost_millionths": 0,
                 "drops": [{"reason": "class-denied", "packets": 3, "bytes": 180}],
                 "non_ip_sent": {"packets": 1, "bytes": 28},
                 "non_ip_received": {"packets": 1, "bytes": 28},
@@ -214,6 +217,7 @@ def test_usage_sums(service: Service, capsys: pytest.CaptureFixture[str]) -> Non
         "jobs": 1,
         "sent": {"packets": 1, "bytes": 1},
         "received": {"packets": 2, "bytes": 5},
+        "cost_millionths": 0,
     }
     assert answer["total"]["jobs"] == 2
     assert answer["total"]["received"] == {"packets": 4, "bytes": 1005}
@@ -230,6 +234,7 @@ def test_usage_of_nothing_is_zero(service: Service, capsys: pytest.CaptureFixtur
         "jobs": 0,
         "sent": {"packets": 0, "bytes": 0},
         "received": {"packets": 0, "bytes": 0},
+        "cost_millionths": 0,
     }
 
 
