@@ -26,9 +26,12 @@ that are open, but not less than a thousandth of the limit or 1 MB.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lark_agent.accounting.quotas import PoolKey
 
 LEAST_CHUNK = 10**6
-DAY_NS = 86_400 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,13 @@ class Lease:
 class Claim:
     """What a worker says of one of its leases, in bytes."""
 
+    lease: str
+    """UUIDv7."""
+    key: PoolKey
+    limit: int
+    """Of the pool, as this worker is configured."""
+    action: str
+    """A `QuotaAction`."""
     granted: int
     """What it was told."""
     used: int
@@ -61,6 +71,17 @@ class Claim:
     """It is about to need more."""
     closed: bool = False
     """It will not use more, under this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What the book answers, in bytes."""
+
+    lease: str
+    granted: int
+    """In all, since the lease was opened."""
+    exhausted: bool = False
+    """Nothing is left to grant until a worker gives something back."""
 
 
 def settle(

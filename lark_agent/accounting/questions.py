@@ -16,6 +16,7 @@ from lark_agent.model import Count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lark_agent.accounting.quotas import Standing
     from lark_agent.model import Record
 
 HOUR_NS = 3_600_000_000_000
@@ -103,6 +104,14 @@ class UsageSource(Protocol):
         """Sum what moved in the hours that the filter's times touch; `running` is ignored.
 
         Grouped by class, jobs that moved nothing are in no row.
+        """
+        ...
+
+    def quotas(self, owner: str | None, now_ns: int) -> Sequence[Standing]:
+        """Return how quotas stand in the periods of `now_ns`, in the order of their names.
+
+        With an owner only what holds for that owner's jobs: the owner's own, of groups that a job
+        of theirs ran in, and of jobs.
         """
         ...
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from lark_agent.config import QuotaPeriod, QuotaScope
@@ -41,15 +41,16 @@ def period_of(kind: QuotaPeriod, now_ns: int) -> str:
     return datetime.fromtimestamp(now_ns // SECOND_NS, UTC).strftime(form)
 
 
-def period_end(period: str) -> int:
-    """Return when a period ends, in UTC nanoseconds."""
+def periods_of(now_ns: int) -> tuple[str, ...]:
+    """Return the names of all periods that a UTC time is in."""
+    return "", *(period_of(kind, now_ns) for kind in QuotaPeriod)
+
+
+def period_start(period: str) -> int:
+    """Return when a period begins, in UTC nanoseconds."""
     parts = [int(part) for part in period.split("-")]
     first = datetime(parts[0], parts[1], parts[2] if len(parts) == 3 else 1, tzinfo=UTC)
-    if len(parts) == 3:
-        after = first + timedelta(days=1)
-    else:
-        after = (first + timedelta(days=31)).replace(day=1)
-    return int(after.timestamp()) * SECOND_NS
+    return int(first.timestamp()) * SECOND_NS
 
 
 def key_of(name: str, quota: Quota, job: Job, attachment_id: str, now_ns: int) -> PoolKey:

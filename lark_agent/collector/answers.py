@@ -19,14 +19,27 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sql
 
 from lark_agent.accounting.questions import HOUR_NS, GroupBy, JobRun, Sample, Total, Totals
-from lark_agent.collector.rows import record_of, sample_of
-from lark_agent.collector.schema import COUNTS, HOURS, RECORDS, SAMPLES, store_errors, transaction
+from lark_agent.accounting.quotas import periods_of
+from lark_agent.collector.rows import record_of, sample_of, standing_of
+from lark_agent.collector.schema import (
+    COUNTS,
+    HOURS,
+    LEASES,
+    POOL_KEY,
+    POOLS,
+    RECORDS,
+    SAMPLES,
+    store_errors,
+    transaction,
+)
+from lark_agent.config import QuotaScope
 from lark_agent.model import Count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lark_agent.accounting.questions import JobFilter
+    from lark_agent.accounting.quotas import Standing
     from lark_agent.model import Record
 
 DAY_NS = 24 * HOUR_NS
@@ -124,6 +137,29 @@ class Answers:
         if not since:
             since = min((row[0] for row in found), default=until)
         return Totals(since, until, tuple(rows))
+
+    def quotas(self, owner: str | None, now_ns: int) -> Sequence[Standing]:
+        """Return how the shared quotas of the present periods stand."""
+        pool = [POOLS.c[name] == LEASES.c[name] for name in POOL_KEY]
+        holders = (
+            sql.select(sql.func.count(LEASES.c.worker.distinct()))
+            .where(*pool, LEASES.c.closed.is_(False))
+            .scalar_subquery()
+        )
+        query = sql.select(POOLS, holders.label("workers")).order_by(
+            *(POOLS.c[k] for k in POOL_KEY)
+        )
+        query = query.where(POOLS.c.period.in_(periods_of(now_ns)))
+        if owner is not None:
+            theirs = sql.exists().where(
+                RECORDS.c.owner == owner, RECORDS.c.accounting_group == POOLS.c.subject
+            )
+            query = query.where(
+                ((POOLS.c.scope == QuotaScope.OWNER) & (POOLS.c.subject == owner))
+                | ((POOLS.c.scope == QuotaScope.GROUP) & theirs)
+            )
+        with store_errors("look up quotas"), transaction(self._engine, write=False) as connection:
+            return [standing_of(row) for row in connection.execute(query).mappings()]
 
 
 def _seen_by(visible_owner: str | None) -> list[sql.ColumnElement[bool]]:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lark_agent.accounting.questions import Sample
+from lark_agent.accounting.quotas import PoolKey, Standing
+from lark_agent.collector.schema import POOL_KEY
 from lark_agent.model import (
     Change,
     Connectivity,
     Count,
     ExitReason,
     Job,
+    Peers,
     Record,
     Scheduler,
     Usage,
@@ -60,6 +63,7 @@ def row_of(record: Record) -> dict[str, Any]:
         "ipv6": record.ipv6,
         "network": record.network,
         "cost": record.cost,
+        "peers": str(record.peers),
         "changes": _encode(record.changes).decode(),
         "usage": _encode(record.usage).decode(),
     }
@@ -93,6 +97,7 @@ def record_of(row: RowMapping) -> Record:
         ipv4=row["ipv4"],
         ipv6=row["ipv6"],
         network=row["network"],
+        peers=Peers(row["peers"]),
         cost=row["cost"],
         changes=_decode_changes(row["changes"]),
         usage=_decode(row["usage"]),
@@ -125,4 +130,17 @@ def sample_of(row: RowMapping) -> Sample:
         row["sampled_ns"],
         Count(row["sent_packets"], row["sent_bytes"]),
         Count(row["received_packets"], row["received_bytes"]),
+    )
+
+
+def standing_of(row: RowMapping) -> Standing:
+    """Return how a quota stands from a row of `schema.POOLS` and its number of `workers`."""
+    return Standing(
+        PoolKey(*(row[name] for name in POOL_KEY)),
+        row["limit_bytes"],
+        row["used"],
+        row["granted"],
+        row["workers"],
+        row["action"],
+        row["changed_ns"],
     )

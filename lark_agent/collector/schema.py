@@ -86,6 +86,7 @@ RECORDS = sql.Table(
     _text("network", server_default=""),  # since version 3
     _number("cost", server_default="0"),
     _text("changes", server_default="[]"),
+    _text("peers", server_default="none"),
     # pages are cut by attachment id within whatever is asked for
     sql.Index("records_by_owner", "owner", "attachment_id"),
     sql.Index("records_by_worker", "worker", "attachment_id"),
@@ -217,7 +218,7 @@ def _convert(connection: sql.Connection, version: int) -> None:
     """Give an older store the columns and tables that came since."""
     added: dict[int, list[sql.Column[Any]]] = {
         2: [RECORDS.c.ipv4, RECORDS.c.ipv6],
-        3: [RECORDS.c.network, RECORDS.c.cost, RECORDS.c.changes, HOURS.c.cost],
+        3: [RECORDS.c.network, RECORDS.c.cost, RECORDS.c.changes, RECORDS.c.peers, HOURS.c.cost],
     }
     for column in (each for since in added if since > version for each in added[since]):
         text = sql.schema.CreateColumn(column).compile(connection)

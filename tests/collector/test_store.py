@@ -19,7 +19,7 @@ from lark_agent.accounting.questions import HOUR_NS, GroupBy, JobFilter, hour_sh
 from lark_agent.collector.answers import MAX_SAMPLES, Answers
 from lark_agent.collector.schema import HOURS, RECORDS, SAMPLES, StoreFullError, open_engine
 from lark_agent.errors import ConfigurationError, StoreError
-from lark_agent.model import Change, Count, Record, Usage
+from lark_agent.model import Change, Count, Peers, Record, Usage
 from tests.collector.world import HOUR, T0, finished, later, open_store, record, usage
 
 if TYPE_CHECKING:
@@ -374,12 +374,23 @@ def test_an_older_schema_is_converted(tmp_path: Path, version: int) -> None:
     old = later(record(1), {"campus": 500})
     change = Change(T0, "quota cloud", "cut-class", "2 TB")
     new = replace(
-        record(2), ipv4="198.18.7.3", ipv6="2001:db8:7::3", network="lab", changes=(change,)
+        record(2),
+        ipv4="198.18.7.3",
+        ipv6="2001:db8:7::3",
+        network="lab",
+        changes=(change,),
+        peers=Peers.OWNER,
     )
     put(store, old)
     engine.dispose()
     with sqlite3.connect(tmp_path / "u.sqlite") as raw:
-        for column in ("network", "cost", "changes", *(("ipv4", "ipv6") if version == 1 else ())):
+        for column in (
+            "network",
+            "cost",
+            "changes",
+            "peers",
+            *(("ipv4", "ipv6") if version == 1 else ()),
+        ):
             raw.execute(f"ALTER TABLE records DROP COLUMN {column}")
         raw.execute("ALTER TABLE hours DROP COLUMN cost")
         for table in ("pools", "leases"):
