@@ -36,7 +36,7 @@ from lark_agent.model import ExitReason, Record, new_attachment_id
 from lark_agent.sandbox.holding import Holding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from lark_agent.accounting.journal import Journal
     from lark_agent.agent.enforcing import Enforcing
@@ -108,6 +108,8 @@ class Attachments:
         self._ended: list[Attachment] = []
         self._settle_wanted = asyncio.Event()
         self._numbering = asyncio.Lock()
+        self.ready: Callable[[Attachment], Awaitable[None]] = _is_ready
+        """Awaited when all of a job's plan holds, before it may start."""
         self.changed = asyncio.Event()
         """Set whenever the journal has news for the collector."""
 
@@ -145,6 +147,7 @@ class Attachments:
             await self._in_kernel(lambda: self._enforcing.end(attachment.holding))
             raise Unavailable(f"the worker cannot record the job: {error}") from error
         self.adopt(attachment)
+        await self.ready(attachment)
         return attachment
 
     async def _put_in_force(self, holding: Holding) -> None:
@@ -343,6 +346,10 @@ class Attachments:
                 )  # fmt: skip
             await self._in_journal(lambda: self._journal.save(newer))
         self.changed.set()
+
+
+async def _is_ready(_attachment: Attachment) -> None:
+    """Wait for nothing."""
 
 
 def boot_id() -> str:
