@@ -178,6 +178,8 @@ class ClassUsage:
     traffic_class: str
     sent: Count = Count()
     received: Count = Count()
+    cost: int = 0
+    """By the site's prices when it moved, in millionths of the currency unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +212,11 @@ class Usage:
     def received(self) -> Count:
         """Sum over the classes."""
         return sum((c.received for c in self.classes), Count())
+
+    @property
+    def cost(self) -> int:
+        """Sum over the classes, in millionths of the currency unit."""
+        return sum(c.cost for c in self.classes)
 
     @property
     def dropped(self) -> Count:
@@ -351,7 +358,9 @@ class Record:
 
     def sampled(self, usage: Usage, now_ns: int) -> Record:
         """Return the next record of this attachment."""
-        return replace(self, usage=usage, sampled_ns=now_ns, sequence=self.sequence + 1)
+        return replace(
+            self, usage=usage, cost=usage.cost, sampled_ns=now_ns, sequence=self.sequence + 1
+        )
 
     def changed(self, changes: Iterable[Change]) -> Record:
         """Return this record with further changes told."""

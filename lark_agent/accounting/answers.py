@@ -10,6 +10,7 @@ import sqlite3
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from lark_agent.accounting.allotments import FILE_NAME, standings
 from lark_agent.accounting.journal import CACHE_KIB, decode
 from lark_agent.accounting.questions import (
     HOUR_NS,
@@ -20,6 +21,7 @@ from lark_agent.accounting.questions import (
     Total,
     Totals,
 )
+from lark_agent.config import QuotaScope
 from lark_agent.errors import StoreError
 from lark_agent.model import Count
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from lark_agent.accounting.quotas import PoolKey, Standing
     from lark_agent.model import Record
 
 _MOST_RUNS = 1000
@@ -97,7 +100,8 @@ class Answers:
             condition += " AND h.traffic_class != ''"
         keys = [_GROUP_COLUMNS[group] for group in by]
         sums = (
-            "sum(h.sent_packets), sum(h.sent_bytes), sum(h.received_packets), sum(h.received_bytes)"
+            "sum(h.sent_packets), sum(h.sent_bytes), "
+            "sum(h.received_packets), sum(h.received_bytes), sum(h.cost)"
         )
         select = ", ".join([*keys, "count(DISTINCT h.attachment_id)", sums])
         grouping = f"GROUP BY {', '.join(keys)}" if keys else ""
@@ -115,13 +119,30 @@ class Answers:
                 tuple(row[:width]),
                 row[width],
                 Count(*row[width + 1 : width + 3]),
-                Count(*row[width + 3 :]),
+                Count(*row[width + 3 : width + 5]),
+                row[width + 5],
             )
             for row in rows
             if row[width]
         )
         first, last = bounds if bounds[0] is not None else (since, since - HOUR_NS)
         return Totals(since or first, until or last + HOUR_NS, totals)
+
+    def quotas(self, owner: str | None, now_ns: int) -> Sequence[Standing]:
+        """See UsageSource."""
+        with self._reading():
+            groups = self._db.execute(
+                "SELECT DISTINCT accounting_group FROM attachments WHERE owner = ?", (owner,)
+            ).fetchall()
+
+            def sees(key: PoolKey, job_owner: str) -> bool:
+                if owner is None:
+                    return True
+                if key.scope == QuotaScope.GROUP:
+                    return (key.subject,) in groups
+                return owner == (job_owner if key.scope == QuotaScope.JOB else key.subject)
+
+            return standings(self._path.with_name(FILE_NAME), now_ns, sees)
 
     def _records(self, condition: str, values: list[object], limit: int) -> list[Record]:
         with self._reading():

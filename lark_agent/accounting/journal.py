@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from lark_agent.model import Count
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 CACHE_KIB = 256
 """SQLite keeps 2 MB a connection unless told otherwise; the page cache of the kernel does."""
 
@@ -66,6 +66,7 @@ CREATE TABLE IF NOT EXISTS hours (
     traffic_class TEXT NOT NULL,
     sent_packets INTEGER NOT NULL, sent_bytes INTEGER NOT NULL,
     received_packets INTEGER NOT NULL, received_bytes INTEGER NOT NULL,
+    cost INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (hour_ns, attachment_id, traffic_class)
 ) WITHOUT ROWID;
 """
@@ -113,6 +114,8 @@ class Journal:
             self._db.executescript(_SCHEMA)
             if version == 1:
                 self._db.execute("ALTER TABLE attachments ADD COLUMN plan BLOB")
+            if version in {1, 2}:
+                self._db.execute("ALTER TABLE hours ADD COLUMN cost INTEGER NOT NULL DEFAULT 0")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except (sqlite3.Error, OSError) as error:
             raise self._failed("opening", error) from error
@@ -176,16 +179,20 @@ class Journal:
                 (key, record.sampled_ns, *_columns(*moved)),
             )
         self._db.executemany(
-            "INSERT INTO hours VALUES (?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET "
+            "INSERT INTO hours VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET "
             "sent_packets = sent_packets + excluded.sent_packets, "
             "sent_bytes = sent_bytes + excluded.sent_bytes, "
             "received_packets = received_packets + excluded.received_packets, "
-            "received_bytes = received_bytes + excluded.received_bytes",
+            "received_bytes = received_bytes + excluded.received_bytes, "
+            "cost = cost + excluded.cost",
             [
-                (share.hour_ns, key, share.traffic_class, *_columns(share.sent, share.received))
+                (
+                    share.hour_ns, key, share.traffic_class,
+                    *_columns(share.sent, share.received), share.cost,
+                )
                 for share in hour_shares(previous, record)
             ],
-        )
+        )  # fmt: skip
 
     def living(self) -> list[Living]:
         """Return the attachments without a final record."""

@@ -16,6 +16,7 @@ from lark_agent.model import Count
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lark_agent.accounting.quotas import Standing
     from lark_agent.model import Record
 
 HOUR_NS = 3_600_000_000_000
@@ -70,6 +71,8 @@ class Total:
     jobs: int
     sent: Count
     received: Count
+    cost: int = 0
+    """By the site's prices, in millionths of its currency unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,14 @@ class UsageSource(Protocol):
         """
         ...
 
+    def quotas(self, owner: str | None, now_ns: int) -> Sequence[Standing]:
+        """Return how quotas stand in the periods of `now_ns`, in the order of their names.
+
+        With an owner only what holds for that owner's jobs: the owner's own, of groups that a job
+        of theirs ran in, and of jobs.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HourShare:
@@ -113,6 +124,7 @@ class HourShare:
     traffic_class: str
     sent: Count
     received: Count
+    cost: int = 0
 
 
 def hour_shares(previous: Record | None, current: Record) -> list[HourShare]:
@@ -132,7 +144,8 @@ def hour_shares(previous: Record | None, current: Record) -> list[HourShare]:
         sent = now.sent - old.sent if old else now.sent
         received = now.received - old.received if old else now.received
         if sent or received:
-            shares.append(HourShare(hour, now.traffic_class, sent, received))
+            cost = now.cost - old.cost if old else now.cost
+            shares.append(HourShare(hour, now.traffic_class, sent, received, cost))
     if previous is None and not shares:
         shares.append(HourShare(hour, "", Count(), Count()))
     return shares

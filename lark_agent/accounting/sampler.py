@@ -11,17 +11,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from lark_agent.accounting.prices import Prices
     from lark_agent.datapath import Datapath
     from lark_agent.model import Record, Usage
 
 
-def sample(datapath: Datapath, records: Sequence[Record], now_ns: int) -> list[Record]:
-    """Read the counters of all `records` at once and return their successors.
+def sample(
+    datapath: Datapath, prices: Prices, records: Sequence[Record], now_ns: int
+) -> list[Record]:
+    """Read the counters of all `records` at once and return their successors, with their cost.
 
     `now_ns` is the UTC time of the reading. Raises KernelError.
     """
     usage = read(datapath, [record.slot for record in records])
-    return [record.sampled(usage[record.slot], now_ns) for record in records]
+    return [
+        record.sampled(prices.priced(record.usage, usage[record.slot]), now_ns)
+        for record in records
+    ]
 
 
 def read(datapath: Datapath, slots: Iterable[int]) -> dict[int, Usage]:

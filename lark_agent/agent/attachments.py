@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from lark_agent.accounting.journal import Process
+from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.sampler import read, sample
 from lark_agent.agent.drain import drain
 from lark_agent.agent.enforcing import is_counted
@@ -35,7 +36,7 @@ from lark_agent.model import ExitReason, Record, new_attachment_id
 from lark_agent.sandbox.holding import Holding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from lark_agent.accounting.journal import Journal
     from lark_agent.agent.drain import Place
@@ -106,10 +107,14 @@ class Attachments:
         self._place_of = place_of
         self._clock_ns = clock_ns
         self._boot_id = boot_id()
+        self.prices = Prices({})
+        """What counts from the next sample on."""
         self._living: dict[str, Attachment] = {}
         self._ended: list[Attachment] = []
         self._settle_wanted = asyncio.Event()
         self._numbering = asyncio.Lock()
+        self.ready: Callable[[Attachment], Awaitable[None]] = _is_ready
+        """Awaited when all of a job's plan holds, before it may start."""
         self.changed = asyncio.Event()
         """Set whenever the journal has news for the collector."""
 
@@ -147,6 +152,7 @@ class Attachments:
             await self._in_kernel(lambda: self._enforcing.end(attachment.holding))
             raise Unavailable(f"the worker cannot record the job: {error}") from error
         self.adopt(attachment)
+        await self.ready(attachment)
         return attachment
 
     async def _put_in_force(self, holding: Holding) -> None:
@@ -302,7 +308,8 @@ class Attachments:
         finals = []
         for attachment in batch:
             record = attachment.record
-            final = record.sampled(usage.get(record.slot, record.usage), now)
+            last = self.prices.priced(record.usage, usage.get(record.slot, record.usage))
+            final = record.sampled(last, now)
             finals.append(replace(final, final=True))
         await self._in_journal(lambda: self._journal.save(finals))
         for attachment in counted:  # frees the numbers of classes that the site has removed
@@ -336,15 +343,19 @@ class Attachments:
                 return
             records = [attachment.record for attachment in running]
             now = self._clock_ns()
-            newer = await self._in_kernel(lambda: sample(self._datapath, records, now))
+            newer = await self._in_kernel(lambda: sample(self._datapath, self.prices, records, now))
             # an attachment may have ended while the counters were read: keep what _end wrote
             for attachment, record in zip(running, newer, strict=True):
                 attachment.record = replace(
-                    attachment.record,
-                    usage=record.usage, sampled_ns=record.sampled_ns, sequence=record.sequence,
+                    attachment.record, usage=record.usage, cost=record.cost,
+                    sampled_ns=record.sampled_ns, sequence=record.sequence,
                 )  # fmt: skip
             await self._in_journal(lambda: self._journal.save(newer))
         self.changed.set()
+
+
+async def _is_ready(_attachment: Attachment) -> None:
+    """Wait for nothing."""
 
 
 def boot_id() -> str:

@@ -37,14 +37,21 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from lark_agent import datapath
+from lark_agent.accounting.allotments import FILE_NAME as QUOTAS
+from lark_agent.accounting.allotments import Allotments
 from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal
-from lark_agent.agent.attachments import Attachments
+from lark_agent.accounting.prices import Prices
+from lark_agent.accounting.quotas import periods_of
+from lark_agent.agent.attachments import Attachments, boot_id
 from lark_agent.agent.changing import Changing
 from lark_agent.agent.drain import InSandbox
 from lark_agent.agent.enforcing import Enforcing, is_counted
 from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
+from lark_agent.agent.hook import Hook
+from lark_agent.agent.metering import Metering
+from lark_agent.agent.quotas import Quotas
 from lark_agent.agent.recovery import Found, recover
 from lark_agent.agent.reporter import Reporter
 from lark_agent.agent.service import AgentServicer
@@ -146,7 +153,15 @@ class Daemon:
             Path(settings.paths.bpffs), settings.pool.slots, self._run_directory
         )
         stack.callback(self._host_jobs.close)
-        self._enforcing = Enforcing(self._datapath, (self._on_network, self._host_jobs))
+        self._allotments = await self._in_kernel(lambda: Allotments(journal_file.parent / QUOTAS))
+        stack.callback(self._allotments.close)
+        self._quotas = Quotas(
+            self._datapath, self._allotments, settings.quotas, boot_id(), time.time_ns,
+            book=bool(settings.collector.address),
+        )  # fmt: skip
+        self._enforcing = Enforcing(
+            self._datapath, (self._on_network, self._host_jobs, self._quotas)
+        )
         await self._in_kernel(nat.prepare)
         await self._in_kernel(self._worker_side.prepare)
         await self._in_kernel(lambda: self._renew(found))
@@ -248,6 +263,7 @@ class Daemon:
             self._in_journal, self._in_kernel, self._tasks, settings.pool.drain_seconds,
             self._place_of, time.time_ns,
         )  # fmt: skip
+        self._attachments.prices = Prices.of(settings.prices)
         for attachment in found.adopted:
             self._attachments.adopt(attachment)
         local = [kind for kind in self._drivers if kind not in self._networks]
@@ -260,11 +276,19 @@ class Daemon:
         self._tasks.keep("firewall", self._follower.guard_firewall)
         self._tasks.keep("sample", self._sample)
         self._tasks.keep("prune", self._prune)
+        self._metering = Metering(
+            self._quotas, self._allotments, self._datapath, self._attachments, self._in_kernel,
+            self._tasks, Hook(settings.quota_hook), settings.accounting.interval_seconds,
+            settings.worker_name,
+        )  # fmt: skip
+        self._attachments.ready = self._metering.ready
+        self._tasks.keep("quotas", self._metering.run)
         if settings.collector.address:
             self._reporter = Reporter(
                 settings.collector.address, settings.worker_name, VERSION, self._journal,
-                self._in_journal, self._attachments.changed,
+                self._in_journal, self._attachments.changed, self._metering,
             )  # fmt: skip
+            self._metering.reachable = self._reporter.can_lease
             self._tasks.keep("report", self._reporter.run)
 
     def _place_of(self, holding: Holding) -> Place:
@@ -322,6 +346,8 @@ class Daemon:
         while True:
             before = time.time_ns() - int(self._settings.accounting.history_days * _DAY_NS)
             await self._in_journal(partial(self._journal.prune, before, unacknowledged_too=local))
+            present = periods_of(time.time_ns())
+            await self._in_kernel(partial(self._allotments.prune, present))
             await asyncio.sleep(_PRUNE_SECONDS)
 
     async def _status(self) -> agent_pb2.GetStatusResponse:
@@ -357,6 +383,8 @@ class Daemon:
             log.error("reload refused, the old rules stay", error=str(error))
             return
         self._policy = policy
+        self._attachments.prices = Prices.of(fresh.prices)
+        self._quotas.site = fresh.quotas
         log.info("reloaded", classes=len(fresh.classes), rules=len(fresh.rules))
 
     def _remove_pins(self) -> None:

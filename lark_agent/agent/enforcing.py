@@ -60,7 +60,7 @@ class Enforcing:
                     plan = part.change(before, after, plan)
                     on_failure.callback(part.change, after, before, plan)
             if is_counted(after.sandbox.connectivity):
-                self._datapath.activate(after.sandbox.slot, plan)
+                self._datapath.change(after.sandbox.slot, plan)
             on_failure.pop_all()
 
     def adopt(self, holding: Holding) -> None:

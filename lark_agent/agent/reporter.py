@@ -4,12 +4,16 @@ The journal is the queue: a batch of unacknowledged records is read from it, sen
 the collector says that it is durable there. Records are cumulative and keyed, so a lost
 acknowledgement costs one repetition. A collector that is down, slow or refuses is tried again with
 growing pauses; jobs do not notice and nothing is lost.
+
+The same stream carries what this worker claims of shared quotas (`lark_agent.agent.metering`), and
+the grants; a claim goes before the next batch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,10 +21,12 @@ import structlog
 
 from lark_agent.errors import RemoteError
 from lark_agent.rpc.convert import record_to_wire
+from lark_agent.rpc.convert_quotas import claim_to_wire, grant_from_wire
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 
 if TYPE_CHECKING:
     from lark_agent.accounting.journal import Journal
+    from lark_agent.agent.metering import Metering
     from lark_agent.agent.tasks import OwnThread
 
     _Call = grpc.aio.StreamStreamCall[report_pb2.WorkerMessage, report_pb2.CollectorMessage]
@@ -30,6 +36,8 @@ _BATCH = 500
 _ANSWER_SECONDS = 30.0
 _GATHER_SECONDS = 0.2
 """More news comes with news, and a job that starts should not meet its own report."""
+_PATIENCE_SECONDS = 5.0
+"""How long a stream may be gone before quotas do without the collector."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
 _OPTIONS = [
     # notice within a minute that the other end is gone without a word
@@ -51,13 +59,21 @@ class Reporter:
         journal: Journal,
         journal_thread: OwnThread,
         changed: asyncio.Event,
+        metering: Metering,
     ) -> None:
         self._address = address
         self._hello = report_pb2.Hello(protocol=PROTOCOL, worker=worker, version=version)
         self._journal = journal
         self._in_journal = journal_thread
         self._changed = changed
+        self._metering = metering
+        self._leasing = False
+        self._last_leasing = time.monotonic()
         self.state = "connecting"
+
+    def can_lease(self) -> bool:
+        """Tell whether the collector grants leases, or did a moment ago."""
+        return self._leasing or time.monotonic() - self._last_leasing < _PATIENCE_SECONDS
 
     async def run(self) -> None:
         """Report for ever; a background task."""
@@ -70,6 +86,8 @@ class Reporter:
                 why = f"{error.code().name}: {error.details()}"
             except (RemoteError, TimeoutError) as error:
                 why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
+            if self._leasing:
+                self._leasing, self._last_leasing = False, time.monotonic()
             if self.state == "connected":
                 pause = _FIRST_PAUSE
             if why != self.state:  # say it once, not at every attempt
@@ -90,8 +108,10 @@ class Reporter:
             )
         log.info("reporting", collector=self._address, version=answer.welcome.version)
         self.state = "connected"
+        self._leasing = answer.welcome.leases
         number = 0
         while True:
+            number = await self._lease(call, number)
             self._changed.clear()
             records = await self._in_journal(lambda: self._journal.unacknowledged(_BATCH))
             if not records:
@@ -104,18 +124,32 @@ class Reporter:
                 pass
             await self._in_journal(lambda records=records: self._journal.acknowledge(records))  # type: ignore[misc]  # bound as a default
 
+    async def _lease(self, call: _Call, number: int) -> int:
+        """State the leases that want it and take the grants; returns the last message's number."""
+        while self._leasing and (claims := self._metering.take_claims(_BATCH)):
+            number += 1
+            message = report_pb2.Claims(number=number, claims=map(claim_to_wire, claims))
+            await call.write(report_pb2.WorkerMessage(claims=message))
+            while (answer := await _read(call)).grants.number < number:
+                pass
+            await self._metering.answered([grant_from_wire(g) for g in answer.grants.grants])
+        return number
+
     async def _wait_for_news(self, call: _Call) -> None:
-        """Wait until the journal changed or the stream ended."""
+        """Wait until the journal changed, a lease wants more, or the stream ended."""
         news = asyncio.ensure_future(self._changed.wait())
+        claimed = asyncio.ensure_future(self._metering.claimed.wait())
         end = asyncio.ensure_future(call.code())
         try:
-            await asyncio.wait([news, end], return_when=asyncio.FIRST_COMPLETED)
+            waiting = [news, end, claimed] if self._leasing else [news, end]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if end.done():
                 raise RemoteError(f"the collector ended the stream: {await call.details()}")
-            await asyncio.sleep(_GATHER_SECONDS)
+            if not claimed.done():
+                await asyncio.wait([claimed, end], timeout=_GATHER_SECONDS)
         finally:
-            news.cancel()
-            end.cancel()
+            for future in (news, end, claimed):
+                future.cancel()
 
 
 async def _read(call: _Call) -> report_pb2.CollectorMessage:

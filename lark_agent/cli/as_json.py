@@ -71,9 +71,15 @@ def job(record: Record) -> dict[str, Any]:
         "sent": count(usage.sent),
         "received": count(usage.received),
         "classes": [
-            {"class": c.traffic_class, "sent": count(c.sent), "received": count(c.received)}
+            {
+                "class": c.traffic_class,
+                "sent": count(c.sent),
+                "received": count(c.received),
+                "cost_millionths": c.cost,
+            }
             for c in usage.classes
         ],
+        "cost_millionths": record.cost,
         "drops": [{"reason": d.reason, **count(d.count)} for d in usage.drops],
         "non_ip_sent": count(usage.non_ip_sent),
         "non_ip_received": count(usage.non_ip_received),
@@ -128,8 +134,14 @@ def totals(by: Sequence[GroupBy], found: Totals, total: tuple[int, Count, Count]
                 "jobs": row.jobs,
                 "sent": count(row.sent),
                 "received": count(row.received),
+                "cost_millionths": row.cost,
             }
             for row in found.rows
         ],
-        "total": {"jobs": total[0], "sent": count(total[1]), "received": count(total[2])},
+        "total": {
+            "jobs": total[0],
+            "sent": count(total[1]),
+            "received": count(total[2]),
+            "cost_millionths": sum(row.cost for row in found.rows),
+        },
     }

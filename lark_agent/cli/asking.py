@@ -18,12 +18,14 @@ import grpc
 
 from lark_agent.errors import LarkError, RemoteError
 from lark_agent.rpc import channel, convert
+from lark_agent.rpc.convert_quotas import standing_from_wire
 from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from lark_agent.accounting.questions import GroupBy, JobFilter, JobRun, Totals
+    from lark_agent.accounting.quotas import Standing
     from lark_agent.model import Record
 
 PAGE = 1000
@@ -82,6 +84,12 @@ class Asker:
             by=convert.groupings_to_wire(by), filter=convert.filter_to_wire(wanted)
         )
         return convert.totals_from_wire(self._ask(stub.GetTotals, request))
+
+    def quotas(self, owner: str) -> list[Standing]:
+        """Return how quotas stand now; of one owner's jobs, or with an empty name all."""
+        stub = query_pb2_grpc.QueryStub(self.channel)
+        answer = self._ask(stub.GetQuotas, query_pb2.GetQuotasRequest(owner=owner))
+        return [standing_from_wire(standing) for standing in answer.standings]
 
     def change(self, job: str, settings: dict[str, str]) -> Record:
         """Change what a running job may do; raises NoSuchJob."""

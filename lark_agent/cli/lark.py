@@ -21,6 +21,7 @@ import click
 from lark_agent.accounting.questions import GroupBy, JobFilter
 from lark_agent.cli import units
 from lark_agent.cli.policy import policy
+from lark_agent.cli.quota import quota
 from lark_agent.errors import LarkError
 
 if TYPE_CHECKING:
@@ -323,6 +324,7 @@ def doctor(obj: dict[str, str | None], config: Path | None, as_json: bool) -> No
 
 
 lark.add_command(policy)
+lark.add_command(quota)
 
 
 def settings_of(words: tuple[str, ...]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lark_agent.model import DropReason, ExitReason
 
 if TYPE_CHECKING:
-    from lark_agent.model import Record
+    from lark_agent.model import Change, Record
 
 DROPS: dict[DropReason, tuple[str, str]] = {
     DropReason.NO_PLAN: (
@@ -84,6 +84,16 @@ def drop(reason: str) -> tuple[str, str]:
         return DROPS[DropReason[reason.upper().replace("-", "_")]]
     except KeyError:
         return f"unknown to this version of lark ({reason})", "update lark"
+
+
+QUOTA = "quota "
+"""How the name of a change's author begins if it is a quota and not a person."""
+
+
+def quotas(record: Record) -> list[Change]:
+    """Return what quotas changed about a job, the latest of each, oldest first."""
+    latest = {change.by: change for change in record.changes if change.by.startswith(QUOTA)}
+    return sorted(latest.values())
 
 
 def ending(record: Record) -> str:

@@ -106,6 +106,8 @@ def _facts(record: Record, frame: Frame) -> Iterator[tuple[str, str]]:
     if record.ended_ns:
         yield "exit", reasons.ending(record)
     age = units.duration(frame.now_ns - record.sampled_ns)
+    if record.cost:
+        yield "cost", units.money(record.cost)
     for change in record.changes:
         when = units.local(change.at_ns, seconds=True)
         what = f"{change.setting} = {change.value}, {when}, by {change.by}"
@@ -153,6 +155,11 @@ def _drops(record: Record) -> Iterator[str | Grid]:
         noun = "packet" if packets == 1 else "packets"
         yield f"  {units.visible(drop.reason)}: {packets:,} {noun}, {size}"
         yield f"    {meaning}"
+        if drop.reason == "quota":
+            for change in reasons.quotas(record):
+                since = units.local(change.at_ns, seconds=True)
+                what = f"{change.by}: {change.setting} since {since}, {change.value}"
+                yield f"    {units.visible(what)}"
         yield f"    -> {remedy}"
 
 
@@ -204,7 +211,10 @@ def thin(samples: Sequence[Sample], most: int) -> list[Sample]:
 def usage(
     by: Sequence[GroupBy], found: Totals, total: tuple[int, Count, Count], frame: Frame
 ) -> Iterator[str | Grid]:
-    """`lark usage`: the interval that was summed, one line a group, and the total."""
+    """`lark usage`: the interval that was summed, one line a group, and the total.
+
+    Sites without prices see no column of zeros.
+    """
     since, until = units.utc_hour(found.since_ns), units.utc_hour(found.until_ns)
     yield f"Usage from {since} to {until} UTC (whole hours)"
     columns = (
@@ -219,6 +229,10 @@ def usage(
         for row in found.rows
     ]
     last = (*("total" if i == 0 else "" for i in range(len(by))), *_sums(*total, frame))
+    if cost := sum(row.cost for row in found.rows):
+        columns = (*columns, Column("COST", 1, "right"))
+        rows = [(*row, units.money(r.cost)) for row, r in zip(rows, found.rows, strict=True)]
+        last = (*last, units.money(cost))
     yield Grid(columns, rows, frame.width, last)
 
 

@@ -46,6 +46,13 @@ def rate(bytes_moved: int, interval_ns: int) -> str:
     return scaled(bytes_moved * 8 * SECOND_NS / interval_ns, "bit/s")
 
 
+def money(millionths: int) -> str:
+    """Write a cost in the site's currency unit: cents, below one unit every digit there is."""
+    if millionths >= 1_000_000:
+        return f"{millionths / 1_000_000:,.2f}"
+    return f"{millionths / 1_000_000:.6f}".rstrip("0").rstrip(".")
+
+
 def duration(nanoseconds: int) -> str:
     """Write a span by its two largest units: "45s", "12m05s", "3h07m", "2d04h"."""
     seconds = max(nanoseconds, 0) // SECOND_NS

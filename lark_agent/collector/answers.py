@@ -19,14 +19,27 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sql
 
 from lark_agent.accounting.questions import HOUR_NS, GroupBy, JobRun, Sample, Total, Totals
-from lark_agent.collector.rows import record_of, sample_of
-from lark_agent.collector.schema import COUNTS, HOURS, RECORDS, SAMPLES, store_errors, transaction
+from lark_agent.accounting.quotas import periods_of
+from lark_agent.collector.rows import record_of, sample_of, standing_of
+from lark_agent.collector.schema import (
+    COUNTS,
+    HOURS,
+    LEASES,
+    POOL_KEY,
+    POOLS,
+    RECORDS,
+    SAMPLES,
+    store_errors,
+    transaction,
+)
+from lark_agent.config import QuotaScope
 from lark_agent.model import Count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from lark_agent.accounting.questions import JobFilter
+    from lark_agent.accounting.quotas import Standing
     from lark_agent.model import Record
 
 DAY_NS = 24 * HOUR_NS
@@ -34,6 +47,7 @@ MAX_RUNS = 20
 """Runs answered for one job id."""
 MAX_SAMPLES = 1000
 """Samples answered for one run."""
+SUMS = (*COUNTS, "cost")
 PREFIX = re.compile(r"[0-9a-f-]{8,36}")
 """What can be the start of an attachment id."""
 
@@ -95,7 +109,7 @@ class Answers:
         since = wanted.since_ns // HOUR_NS * HOUR_NS
         until = -(-wanted.until_ns // HOUR_NS) * HOUR_NS
         keys = [KEYS[grouping] for grouping in by]
-        halves = [part for name in COUNTS for part in _sum_in_halves(HOURS.c[name])]
+        halves = [part for name in SUMS for part in _sum_in_halves(HOURS.c[name])]
         query = (
             sql.select(
                 sql.func.min(HOURS.c.hour_ns),
@@ -123,6 +137,29 @@ class Answers:
         if not since:
             since = min((row[0] for row in found), default=until)
         return Totals(since, until, tuple(rows))
+
+    def quotas(self, owner: str | None, now_ns: int) -> Sequence[Standing]:
+        """Return how the shared quotas of the present periods stand."""
+        pool = [POOLS.c[name] == LEASES.c[name] for name in POOL_KEY]
+        holders = (
+            sql.select(sql.func.count(LEASES.c.worker.distinct()))
+            .where(*pool, LEASES.c.closed.is_(False))
+            .scalar_subquery()
+        )
+        query = sql.select(POOLS, holders.label("workers")).order_by(
+            *(POOLS.c[k] for k in POOL_KEY)
+        )
+        query = query.where(POOLS.c.period.in_(periods_of(now_ns)))
+        if owner is not None:
+            theirs = sql.exists().where(
+                RECORDS.c.owner == owner, RECORDS.c.accounting_group == POOLS.c.subject
+            )
+            query = query.where(
+                ((POOLS.c.scope == QuotaScope.OWNER) & (POOLS.c.subject == owner))
+                | ((POOLS.c.scope == QuotaScope.GROUP) & theirs)
+            )
+        with store_errors("look up quotas"), transaction(self._engine, write=False) as connection:
+            return [standing_of(row) for row in connection.execute(query).mappings()]
 
 
 def _seen_by(visible_owner: str | None) -> list[sql.ColumnElement[bool]]:
@@ -163,14 +200,14 @@ def _sum_in_halves(column: sql.ColumnElement[int]) -> tuple[sql.ColumnElement[in
 
 
 def _total(by: Sequence[GroupBy], jobs: int, values: Sequence[Any]) -> Total:
-    """Put the halves of the four counts together and write out the key."""
-    counts = [
-        (int(high) << 32) + int(low) for high, low in zip(values[:8:2], values[1:8:2], strict=True)
-    ]
+    """Put the halves of the sums together and write out the key."""
+    width = 2 * len(SUMS)
+    halves = zip(values[:width:2], values[1:width:2], strict=True)
+    counts = [(int(high) << 32) + int(low) for high, low in halves]
     key = tuple(
         datetime.fromtimestamp(value * DAY_NS / 1e9, UTC).strftime("%Y-%m-%d")
         if grouping is GroupBy.DAY
         else value
-        for grouping, value in zip(by, values[8:], strict=True)
+        for grouping, value in zip(by, values[width:], strict=True)
     )
-    return Total(key, jobs, Count(counts[0], counts[1]), Count(counts[2], counts[3]))
+    return Total(key, jobs, Count(*counts[:2]), Count(*counts[2:4]), counts[4])

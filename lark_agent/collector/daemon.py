@@ -35,6 +35,7 @@ from grpc_reflection.v1alpha import reflection
 from lark_agent.collector.answers import Answers
 from lark_agent.collector.directory import Directory
 from lark_agent.collector.ingest import CollectorServicer
+from lark_agent.collector.ledger import Ledger
 from lark_agent.collector.schema import StoreFullError, open_engine
 from lark_agent.collector.store import Store
 from lark_agent.collector.writer import Writer
@@ -96,7 +97,7 @@ class Daemon:
     async def _start(self, stack: contextlib.AsyncExitStack) -> None:
         engine = open_engine(self._settings.store)
         stack.callback(engine.dispose)
-        self._writer = Writer(Store(engine))
+        self._writer = Writer(Store(engine), Ledger(engine))
         stack.push_async_callback(self._writer.close)
         # finds out whether the store can be written at all; a full one can still be asked
         with contextlib.suppress(StoreFullError):

@@ -1,4 +1,4 @@
-"""The workers' streams: hello, then batches, each acknowledged when it is durable.
+"""The workers' streams: hello, then batches and claims, each answered when it is durable.
 
 A stream is read one message at a time and the next only after the last was answered, so a worker
 that sends faster than the disk writes is slowed down by HTTP/2's own flow control and never costs
@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 import structlog
 
+from lark_agent.collector.ledger import WorkerClaims
 from lark_agent.collector.schema import StoreFullError
 from lark_agent.errors import StoreError
 from lark_agent.rpc.convert import InvalidRecord, record_from_wire
+from lark_agent.rpc.convert_quotas import claim_from_wire, grant_to_wire
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 
 if TYPE_CHECKING:
@@ -73,17 +75,13 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
         """Carry one worker's stream from hello to its end."""
         worker = await self._hello(request_iterator, context)
         yield report_pb2.CollectorMessage(
-            welcome=report_pb2.Welcome(protocol=PROTOCOL, version=self._version)
+            welcome=report_pb2.Welcome(protocol=PROTOCOL, version=self._version, leases=True)
         )
         bound = log.bind(worker=worker, peer=context.peer())
         bound.info("worker reports")
         try:
             async for message in request_iterator:
-                batch = message.batch
-                await self._store(worker, message, context)
-                yield report_pb2.CollectorMessage(
-                    acknowledgement=report_pb2.Acknowledgement(number=batch.number)
-                )
+                yield await self._answer(worker, message, context)
         finally:
             bound.info("worker's stream ended")
 
@@ -150,17 +148,21 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
             )
         return hello.worker
 
-    async def _store(
+    async def _answer(
         self,
         worker: str,
         message: report_pb2.WorkerMessage,
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> None:
-        """Return when the batch is durable; end the stream if it cannot be."""
+    ) -> report_pb2.CollectorMessage:
+        """Return the answer when what was said is durable; end the stream if it cannot be."""
         try:
+            if message.WhichOneof("kind") == "claims":
+                return await self._settle(worker, message.claims)
             records = await asyncio.to_thread(_records, worker, message)
             await self._writer.write(records)
             self._directory.take(records)
+            answer = report_pb2.Acknowledgement(number=message.batch.number)
+            return report_pb2.CollectorMessage(acknowledgement=answer)
         except InvalidRecord as error:
             log.warning("refused a batch", worker=worker, error=str(error))
             await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -173,11 +175,19 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
             )
             await _end(context, code, f"not stored: {error}")
 
+    async def _settle(self, worker: str, message: report_pb2.Claims) -> report_pb2.CollectorMessage:
+        if len(message.claims) > MAX_BATCH:
+            raise InvalidRecord(f"{len(message.claims)} claims; at most {MAX_BATCH} are taken")
+        claims = WorkerClaims(worker, tuple(map(claim_from_wire, message.claims)))
+        grants = map(grant_to_wire, await self._writer.settle(claims))
+        answer = report_pb2.Grants(number=message.number, grants=grants)
+        return report_pb2.CollectorMessage(grants=answer)
+
 
 def _records(worker: str, message: report_pb2.WorkerMessage) -> tuple[Record, ...]:
     """Return the records of a batch, all of them valid and of this worker."""
     if message.WhichOneof("kind") != "batch":
-        raise InvalidRecord("after hello, every message must be a batch")
+        raise InvalidRecord("after hello, every message must be a batch or claims")
     wire = message.batch.records
     if len(wire) > MAX_BATCH:
         raise InvalidRecord(f"a batch of {len(wire)} records; at most {MAX_BATCH} are taken")

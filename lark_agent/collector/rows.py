@@ -1,4 +1,4 @@
-"""Records as rows and back; the usage travels as JSON (msgspec) in one column."""
+"""Records as rows and back; usage and changes travel as JSON (msgspec) in a column each."""
 
 from __future__ import annotations
 
@@ -7,15 +7,31 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lark_agent.accounting.questions import Sample
-from lark_agent.model import Connectivity, Count, ExitReason, Job, Record, Scheduler, Usage
+from lark_agent.accounting.quotas import PoolKey, Standing
+from lark_agent.collector.schema import POOL_KEY
+from lark_agent.model import (
+    Change,
+    Connectivity,
+    Count,
+    ExitReason,
+    Job,
+    Peers,
+    Record,
+    Scheduler,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Usage).decode
+_decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
 
-CHANGING = ("sequence", "sampled_ns", "ended_ns", "final", "exit_reason", "exit_status", "usage")
+CHANGING = (
+    "sequence", "sampled_ns", "ended_ns", "final", "exit_reason", "exit_status", "usage", "cost",
+    "changes",
+)  # fmt: skip
 """Columns that a later record may set; the rest is what the first one said, for ever."""
 
 
@@ -45,6 +61,10 @@ def row_of(record: Record) -> dict[str, Any]:
         "last_port": record.last_port,
         "ipv4": record.ipv4,
         "ipv6": record.ipv6,
+        "network": record.network,
+        "cost": record.cost,
+        "peers": str(record.peers),
+        "changes": _encode(record.changes).decode(),
         "usage": _encode(record.usage).decode(),
     }
 
@@ -76,6 +96,10 @@ def record_of(row: RowMapping) -> Record:
         last_port=row["last_port"],
         ipv4=row["ipv4"],
         ipv6=row["ipv6"],
+        network=row["network"],
+        peers=Peers(row["peers"]),
+        cost=row["cost"],
+        changes=_decode_changes(row["changes"]),
         usage=_decode(row["usage"]),
     )
 
@@ -106,4 +130,17 @@ def sample_of(row: RowMapping) -> Sample:
         row["sampled_ns"],
         Count(row["sent_packets"], row["sent_bytes"]),
         Count(row["received_packets"], row["received_bytes"]),
+    )
+
+
+def standing_of(row: RowMapping) -> Standing:
+    """Return how a quota stands from a row of `schema.POOLS` and its number of `workers`."""
+    return Standing(
+        PoolKey(*(row[name] for name in POOL_KEY)),
+        row["limit_bytes"],
+        row["used"],
+        row["granted"],
+        row["workers"],
+        row["action"],
+        row["changed_ns"],
     )

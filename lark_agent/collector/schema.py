@@ -6,6 +6,8 @@ table    one row for each               holds
 records  attachment                     the latest cumulative record
 samples  attachment, sequence           cumulative sent and received: usage over time
 hours    hour, attachment, class        what moved then: every total is a sum over these rows
+pools    quota, subject, period         what of a shared quota is granted and used
+leases   lease                          what one worker holds of a pool
 meta     name                           the schema's version, the time of the last write probe
 ======== ============================== ============================================================
 
@@ -35,7 +37,7 @@ from lark_agent.errors import ConfigurationError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-VERSION = 2
+VERSION = 3
 """Of the tables below; a store with a higher one is refused, one with a lower one is converted."""
 BUSY_SECONDS = 5
 """How long to wait for another process (a backup, an admin's shell) that holds the database."""
@@ -81,6 +83,10 @@ RECORDS = sql.Table(
     _text("usage"),
     _text("ipv4", server_default=""),  # since version 2
     _text("ipv6", server_default=""),
+    _text("network", server_default=""),  # since version 3
+    _number("cost", server_default="0"),
+    _text("changes", server_default="[]"),
+    _text("peers", server_default="none"),
     # pages are cut by attachment id within whatever is asked for
     sql.Index("records_by_owner", "owner", "attachment_id"),
     sql.Index("records_by_worker", "worker", "attachment_id"),
@@ -105,6 +111,38 @@ HOURS = sql.Table(
     _text("attachment_id", primary_key=True),
     _text("traffic_class", primary_key=True),
     *(_number(name) for name in COUNTS),
+    _number("cost", server_default="0"),  # since version 3
+    sqlite_with_rowid=False,
+)
+
+POOL_KEY = ("quota", "scope", "subject", "period")
+
+POOLS = sql.Table(
+    "pools",
+    TABLES,
+    *(_text(name, primary_key=True) for name in POOL_KEY),
+    _number("limit_bytes"),
+    _number("granted"),
+    _number("used"),
+    _number("changed_ns"),
+    _text("action"),
+    sql.Index("pools_by_change", "changed_ns"),
+    sqlite_with_rowid=False,
+)
+
+LEASES = sql.Table(
+    "leases",
+    TABLES,
+    _text("lease", primary_key=True),
+    *(_text(name) for name in POOL_KEY),
+    _text("worker"),
+    _number("limit_bytes"),
+    _number("granted"),
+    _number("used"),
+    sql.Column("closed", sql.Boolean, nullable=False),
+    _number("seen_ns"),
+    sql.Index("leases_by_pool", *POOL_KEY),
+    sql.Index("leases_by_age", "seen_ns"),
     sqlite_with_rowid=False,
 )
 
@@ -173,14 +211,19 @@ def _prepare(engine: sql.Engine, name: str) -> None:
             connection.execute(sql.insert(META).values(name="schema", value=VERSION))
             connection.execute(sql.insert(META).values(name="probed_ns", value=0))
         elif version < VERSION:
-            _convert(connection)
+            _convert(connection, version)
 
 
-def _convert(connection: sql.Connection) -> None:
-    """Give a store of version 1 the columns of version 2; its records had no addresses."""
-    for column in (RECORDS.c.ipv4, RECORDS.c.ipv6):
+def _convert(connection: sql.Connection, version: int) -> None:
+    """Give an older store the columns and tables that came since."""
+    added: dict[int, list[sql.Column[Any]]] = {
+        2: [RECORDS.c.ipv4, RECORDS.c.ipv6],
+        3: [RECORDS.c.network, RECORDS.c.cost, RECORDS.c.changes, RECORDS.c.peers, HOURS.c.cost],
+    }
+    for column in (each for since in added if since > version for each in added[since]):
         text = sql.schema.CreateColumn(column).compile(connection)
-        connection.exec_driver_sql(f"ALTER TABLE {RECORDS.name} ADD COLUMN {text}")
+        connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {text}")
+    TABLES.create_all(connection, [POOLS, LEASES])
     stated = sql.update(META).where(META.c.name == "schema")
     connection.execute(stated.values(value=VERSION))
 

@@ -82,7 +82,7 @@ class _Changes:
         self._latest = known
         self._changed: dict[str, Record] = {}
         self._samples: list[Record] = []
-        self._booked: dict[tuple[int, str, str], tuple[Count, Count]] = {}
+        self._booked: dict[tuple[int, str, str], tuple[Count, Count, int]] = {}
 
     def take(self, batch: Batch) -> InvalidRecord | None:
         """Add a batch if all of it is possible, else nothing of it."""
@@ -106,8 +106,10 @@ class _Changes:
         self._samples += samples
         for key, share in shares:
             place = (share.hour_ns, key, share.traffic_class)
-            sent, received = self._booked.get(place, (Count(), Count()))
-            self._booked[place] = (sent + share.sent, received + share.received)
+            sent, received, cost = self._booked.get(place, (Count(), Count(), 0))
+            self._booked[place] = (
+                sent + share.sent, received + share.received, cost + share.cost,
+            )  # fmt: skip
         return None
 
     def write(self, connection: sql.Connection) -> None:
@@ -123,10 +125,11 @@ class _Changes:
                     "attachment_id": key,
                     "traffic_class": name,
                     **counts_of(sent, received),
+                    "cost": cost,
                 }
-                for (hour, key, name), (sent, received) in self._booked.items()
+                for (hour, key, name), (sent, received, cost) in self._booked.items()
             ]
-            connection.execute(upsert(HOURS, added=COUNTS), shares)
+            connection.execute(upsert(HOURS, added=(*COUNTS, "cost")), shares)
 
 
 def _known(connection: sql.Connection, ids: set[str]) -> dict[str, Record]:
@@ -153,4 +156,6 @@ def _contradiction(before: Record, record: Record) -> str:
         grown = (entry.sent - old.sent, entry.received - old.received)
         if any(count.packets < 0 or count.bytes < 0 for count in grown):
             return f"the cumulative counters of class '{old.traffic_class}' fell"
+        if entry.cost < old.cost:
+            return f"the cumulative cost of class '{old.traffic_class}' fell"
     return ""

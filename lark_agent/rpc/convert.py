@@ -174,6 +174,7 @@ def check_record(record: Record) -> None:
     _check_unique(record, "drop reason", [d.reason for d in usage.drops])
     numbers = [record.started_ns, record.sequence, record.sampled_ns, record.ended_ns, record.cost]
     numbers += [change.at_ns for change in record.changes]
+    numbers += [entry.cost for entry in usage.classes]
     for count in _counts(usage):
         numbers += count.packets, count.bytes
     if min(numbers) < 0 or max(numbers) > MAX_INTEGER:
@@ -295,6 +296,7 @@ def totals_to_wire(totals: Totals) -> query_pb2.GetTotalsResponse:
             jobs=row.jobs,
             sent=_count_to_wire(_capped(row.sent)),
             received=_count_to_wire(_capped(row.received)),
+            cost=min(row.cost, MAX_WIRE),
         )
         for row in totals.rows
     ]
@@ -306,9 +308,12 @@ def totals_to_wire(totals: Totals) -> query_pb2.GetTotalsResponse:
 def totals_from_wire(message: query_pb2.GetTotalsResponse) -> Totals:
     """Copy a message into totals."""
     rows = tuple(
-        Total(tuple(row.key), row.jobs, _count_from_wire(row.sent), _count_from_wire(row.received))
+        Total(
+            tuple(row.key), row.jobs, _count_from_wire(row.sent), _count_from_wire(row.received),
+            row.cost,
+        )
         for row in message.totals
-    )
+    )  # fmt: skip
     return Totals(message.since_ns, message.until_ns, rows)
 
 
@@ -319,6 +324,7 @@ def _usage_to_wire(usage: Usage) -> record_pb2.Usage:
                 traffic_class=entry.traffic_class,
                 sent=_count_to_wire(entry.sent),
                 received=_count_to_wire(entry.received),
+                cost=entry.cost,
             )
             for entry in usage.classes
         ],
@@ -334,7 +340,9 @@ def _usage_to_wire(usage: Usage) -> record_pb2.Usage:
 def _usage_from_wire(message: record_pb2.Usage) -> Usage:
     return Usage(
         classes=tuple(
-            ClassUsage(c.traffic_class, _count_from_wire(c.sent), _count_from_wire(c.received))
+            ClassUsage(
+                c.traffic_class, _count_from_wire(c.sent), _count_from_wire(c.received), c.cost
+            )
             for c in message.classes
         ),
         drops=tuple(Drop(d.reason, _count_from_wire(d.count)) for d in message.drops),

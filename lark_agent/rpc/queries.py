@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import grp
 import pwd
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -25,6 +26,7 @@ import structlog
 
 from lark_agent.errors import LarkError, StoreError
 from lark_agent.rpc import convert
+from lark_agent.rpc.convert_quotas import standing_to_wire
 from lark_agent.rpc.frontdoor import UnknownCallerError
 from lark_agent.rpc.lark.v1 import query_pb2, query_pb2_grpc
 
@@ -120,6 +122,12 @@ class QueryServicer(query_pb2_grpc.QueryServicer):
         """Sum usage over jobs and hours."""
         return await self._answer(self._get_totals, request, context)
 
+    async def GetQuotas(  # noqa: N802  rpc name
+        self, request: query_pb2.GetQuotasRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> query_pb2.GetQuotasResponse:
+        """Tell how quotas stand."""
+        return await self._answer(self._get_quotas, request, context)
+
     async def _answer(
         self,
         work: Callable[[Request, Sight], Response],
@@ -200,6 +208,18 @@ class QueryServicer(query_pb2_grpc.QueryServicer):
                 " for a shorter time"
             )
         return convert.totals_to_wire(totals)
+
+    def _get_quotas(
+        self, request: query_pb2.GetQuotasRequest, sight: Sight
+    ) -> query_pb2.GetQuotasResponse:
+        convert.check_text("owner", request.owner)
+        owner = request.owner or sight.visible_owner
+        if sight.nothing or (not sight.everything and owner != sight.owner):
+            return query_pb2.GetQuotasResponse()
+        standings = self._source.quotas(owner, time.time_ns())
+        if len(standings) > MAX_TOTALS:
+            raise _TooMuchError(f"{len(standings)} quotas; ask for one owner's")
+        return query_pb2.GetQuotasResponse(standings=map(standing_to_wire, standings))
 
 
 async def _abort(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -20,7 +21,11 @@ from lark_agent.model import (
     Usage,
 )
 from lark_agent.rpc import convert
+from lark_agent.rpc.convert_quotas import standing_to_wire
 from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
+
+if TYPE_CHECKING:
+    from lark_agent.accounting.quotas import Standing
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
@@ -72,6 +77,7 @@ class Script(query_pb2_grpc.QueryServicer, agent_pb2_grpc.AgentServicer):
     runs: dict[str, tuple[JobRun, ...]] = field(default_factory=dict)
     totals: dict[tuple[GroupBy, ...], Totals] = field(default_factory=dict)
     status: agent_pb2.GetStatusResponse = field(default_factory=agent_pb2.GetStatusResponse)
+    standings: list[Standing] = field(default_factory=list)
     page: int = 1000
     requests: list[JobFilter] = field(default_factory=list)
     raw: list[query_pb2.ListJobsResponse] = field(default_factory=list)
@@ -118,6 +124,12 @@ class Script(query_pb2_grpc.QueryServicer, agent_pb2_grpc.AgentServicer):
         if self.refusal:
             context.abort(*self.refusal)
         return agent_pb2.ChangeJobResponse(record=convert.record_to_wire(make_record(1)))
+
+    def GetQuotas(  # noqa: N802  the name in the protocol
+        self, request: query_pb2.GetQuotasRequest, context: grpc.ServicerContext
+    ) -> query_pb2.GetQuotasResponse:
+        seen = [s for s in self.standings if request.owner in {"", s.key.subject}]
+        return query_pb2.GetQuotasResponse(standings=map(standing_to_wire, seen))
 
     def GetStatus(  # noqa: N802  the name in the protocol
         self, request: agent_pb2.GetStatusRequest, context: grpc.ServicerContext

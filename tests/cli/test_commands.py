@@ -16,6 +16,7 @@ import grpc
 import pytest
 
 from lark_agent.accounting.questions import GroupBy, JobRun
+from lark_agent.accounting.quotas import PoolKey, Standing
 from lark_agent.cli import lark
 from lark_agent.rpc import convert
 from lark_agent.rpc.lark.v1 import query_pb2
@@ -104,13 +105,16 @@ def test_jobs_json_is_the_documented_contract(
                         "class": "campus",
                         "sent": {"packets": 1000, "bytes": 52_000},
                         "received": {"packets": 20_000, "bytes": 29_536_789},
+                        "cost_millionths": 0,
                     },
                     {
                         "class": "other",
                         "sent": {"packets": 1, "bytes": 60},
                         "received": {"packets": 1, "bytes": 44},
+                        "cost_millionths": 0,
                     },
                 ],
+                "cost_millionths": 0,
                 "drops": [{"reason": "class-denied", "packets": 3, "bytes": 180}],
                 "non_ip_sent": {"packets": 1, "bytes": 28},
                 "non_ip_received": {"packets": 1, "bytes": 28},
@@ -214,6 +218,7 @@ def test_usage_sums(service: Service, capsys: pytest.CaptureFixture[str]) -> Non
         "jobs": 1,
         "sent": {"packets": 1, "bytes": 1},
         "received": {"packets": 2, "bytes": 5},
+        "cost_millionths": 0,
     }
     assert answer["total"]["jobs"] == 2
     assert answer["total"]["received"] == {"packets": 4, "bytes": 1005}
@@ -230,6 +235,7 @@ def test_usage_of_nothing_is_zero(service: Service, capsys: pytest.CaptureFixtur
         "jobs": 0,
         "sent": {"packets": 0, "bytes": 0},
         "received": {"packets": 0, "bytes": 0},
+        "cost_millionths": 0,
     }
 
 
@@ -400,3 +406,24 @@ def test_a_change_has_one_form(service: Service, words: list[str]) -> None:
     """Nothing is guessed about what an admin means."""
     assert lark.status(["job", "5.0", *words]) == 2
     assert service.script.changes == []
+
+
+def test_quotas_are_shown(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line a subject, with what is left; JSON has exact numbers; no quota is said so."""
+    key = PoolKey("cloud", "owner", "alice", "2026-11")
+    mine = Standing(key, 2 * 10**12, 5 * 10**11, 6 * 10**11, 3, "cut-class", START)
+    spent = Standing(key._replace(subject="bob"), 10**6, 10**6, 10**6, 1, "notify", START)
+    service.script.standings = [mine, spent]
+    head, first, second = output(capsys, "quota").splitlines()
+    assert head.split()[:3] == ["QUOTA", "PER", "SUBJECT"]
+    assert "1.50 TB" in first
+    assert "100 GB" in first
+    assert first.endswith("ok")
+    assert second.endswith("used up")
+    (answer,) = as_json(capsys, "quota", "--owner", "alice")["quotas"]
+    assert answer["left"] == 15 * 10**11
+    assert answer["leased"] == 10**11
+    assert (answer["subject"], answer["used_up"]) == ("alice", False)
+    service.script.standings = []
+    assert lark.status(["quota"]) == 0
+    assert "no quota holds" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from lark_agent.accounting.questions import HOUR_NS, GroupBy, JobFilter, hour_sh
 from lark_agent.collector.answers import MAX_SAMPLES, Answers
 from lark_agent.collector.schema import HOURS, RECORDS, SAMPLES, StoreFullError, open_engine
 from lark_agent.errors import ConfigurationError, StoreError
-from lark_agent.model import Count, Record, Usage
+from lark_agent.model import Change, Count, Peers, Record, Usage
 from tests.collector.world import HOUR, T0, finished, later, open_store, record, usage
 
 if TYPE_CHECKING:
@@ -367,21 +367,41 @@ def test_a_new_store_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     assert "u.sqlite-wal" in modes
 
 
-def test_an_older_schema_is_converted(tmp_path: Path) -> None:
-    """A store of version 1 keeps its records, which have no addresses, and takes new ones."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_schema_is_converted(tmp_path: Path, version: int) -> None:
+    """A store of an older version keeps its records and totals, and takes new ones."""
     engine, store, _ = open_store(tmp_path / "u.sqlite")
-    old, new = record(1), replace(record(2), ipv4="198.18.7.3", ipv6="2001:db8:7::3")
+    old = later(record(1), {"campus": 500})
+    change = Change(T0, "quota cloud", "cut-class", "2 TB")
+    new = replace(
+        record(2),
+        ipv4="198.18.7.3",
+        ipv6="2001:db8:7::3",
+        network="lab",
+        changes=(change,),
+        peers=Peers.OWNER,
+    )
     put(store, old)
     engine.dispose()
     with sqlite3.connect(tmp_path / "u.sqlite") as raw:
-        for column in ("ipv4", "ipv6"):
+        for column in (
+            "network",
+            "cost",
+            "changes",
+            "peers",
+            *(("ipv4", "ipv6") if version == 1 else ()),
+        ):
             raw.execute(f"ALTER TABLE records DROP COLUMN {column}")
-        raw.execute("UPDATE meta SET value = 1 WHERE name = 'schema'")
+        raw.execute("ALTER TABLE hours DROP COLUMN cost")
+        for table in ("pools", "leases"):
+            raw.execute(f"DROP TABLE {table}")
+        raw.execute(f"UPDATE meta SET value = {version} WHERE name = 'schema'")
     raw.close()
     for _ in range(2):  # what is converted is not converted again
         engine, store, answers = open_store(tmp_path / "u.sqlite")
         put(store, new)
         assert sorted(kept(answers), key=lambda r: r.attachment_id) == [old, new]
+        assert answers.totals([], EVERYTHING, None).rows[0].sent.bytes == 500
         engine.dispose()
 
 
@@ -392,7 +412,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "u.sqlite") as raw:
         raw.execute("UPDATE meta SET value = 99 WHERE name = 'schema'")
     raw.close()
-    with pytest.raises(StoreError, match=r"schema 99; this lark-collector knows 2"):
+    with pytest.raises(StoreError, match=r"schema 99; this lark-collector knows 3"):
         open_engine(f"sqlite:///{tmp_path}/u.sqlite")
 
 

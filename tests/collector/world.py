@@ -12,6 +12,7 @@ import grpc
 from lark_agent.collector.answers import Answers
 from lark_agent.collector.directory import Directory
 from lark_agent.collector.ingest import CollectorServicer
+from lark_agent.collector.ledger import Ledger
 from lark_agent.collector.schema import open_engine
 from lark_agent.collector.store import Store
 from lark_agent.collector.writer import Writer
@@ -27,6 +28,7 @@ from lark_agent.model import (
     new_attachment_id,
 )
 from lark_agent.rpc.convert import record_to_wire
+from lark_agent.rpc.convert_quotas import claim_to_wire, grant_from_wire
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import sqlalchemy as sql
+
+    from lark_agent.accounting.leases import Claim, Grant
 
 HOUR = 3_600_000_000_000
 T0 = 1_800_000_000_000_000_000 // HOUR * HOUR
@@ -102,6 +106,12 @@ class Worker:
         batch = report_pb2.Batch(number=number, records=map(record_to_wire, records))
         await self.stream.write(report_pb2.WorkerMessage(batch=batch))
 
+    async def claim(self, *claims: Claim) -> list[Grant]:
+        """State leases and return the grants."""
+        wire = report_pb2.Claims(number=1, claims=map(claim_to_wire, claims))
+        await self.stream.write(report_pb2.WorkerMessage(claims=wire))
+        return [grant_from_wire(grant) for grant in (await self._answer()).grants.grants]
+
     async def acknowledged(self) -> int:
         """Return the number of the next acknowledgement."""
         return (await self._answer()).acknowledgement.number
@@ -124,8 +134,12 @@ class Worker:
 async def collector(
     folder: Path, store: Store, hello_seconds: float = 10
 ) -> AsyncIterator[tuple[grpc.aio.Channel, Writer]]:
-    """Serve a store to workers on a socket in `folder`; gives a channel to it and its writer."""
-    writer, server = Writer(store), grpc.aio.server()
+    """Serve a store to workers on a socket in `folder`; gives a channel to it and its writer.
+
+    The book of quotas is a file of its own there.
+    """
+    engine = open_engine(f"sqlite:///{folder}/ledger.sqlite")
+    writer, server = Writer(store, Ledger(engine)), grpc.aio.server()
     servicer = CollectorServicer(writer, Directory(), hello_seconds=hello_seconds)
     report_pb2_grpc.add_CollectorServicer_to_server(servicer, server)
     address = f"unix:{folder}/reports"
@@ -137,3 +151,4 @@ async def collector(
     finally:
         await server.stop(0)
         await asyncio.wait_for(writer.close(), 30)
+        engine.dispose()

@@ -30,6 +30,9 @@ class Unwilling(query_pb2_grpc.QueryServicer):
     def GetTotals(self, request: Any, context: Any) -> Any:  # noqa: N802  rpc name
         context.abort(grpc.StatusCode.PERMISSION_DENIED, "not you")
 
+    def GetQuotas(self, request: Any, context: Any) -> Any:  # noqa: N802  rpc name
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "")
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[str]:

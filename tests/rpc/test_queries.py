@@ -12,9 +12,11 @@ import grpc
 import pytest
 
 from lark_agent.accounting.questions import JobRun, Total, Totals
+from lark_agent.accounting.quotas import PoolKey, Standing
 from lark_agent.errors import StoreError
 from lark_agent.model import Connectivity, Count, Job, Record, Scheduler, new_attachment_id
 from lark_agent.rpc import queries
+from lark_agent.rpc.convert_quotas import standing_from_wire
 from lark_agent.rpc.frontdoor import Caller, UnknownCallerError
 from lark_agent.rpc.lark.v1 import query_pb2, query_pb2_grpc
 from lark_agent.rpc.queries import QueryServicer, Sight, sight_of
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
     from lark_agent.accounting.questions import GroupBy, JobFilter
 
+STANDING = Standing(
+    PoolKey("cloud", "owner", "alice", "2026-11"), 2**41, 2**40, 2**40 + 7, 3, "cut-all", 9
+)
 ALICE, ADMIN, NAMELESS = 1001, 1002, 1099
 STAFF_GROUP = 777
 
@@ -92,6 +97,10 @@ class Source:
         self.asked.append((tuple(by), wanted, visible_owner))
         row = Total(tuple(by), 1, Count(1, 2), Count(3, 4))
         return Totals(1, 2, (row,) * self.total_rows)
+
+    def quotas(self, owner: str | None, now_ns: int) -> list[Standing]:
+        self.asked.append(owner)
+        return [STANDING] if owner in {None, "alice"} else []
 
 
 def job(number: int, owner: str = "alice", **changes: Any) -> Record:
@@ -287,3 +296,28 @@ def test_totals_beyond_reason_are_refused(tmp_path: Path) -> None:
     code, text = status_of(tmp_path, source, caller(0), "GetTotals", query_pb2.GetTotalsRequest())
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert "group by less" in text
+
+
+@pytest.mark.parametrize(
+    ("who", "owner", "asked"),
+    [
+        (caller(0), "", [None]),
+        (caller(0), "alice", ["alice"]),
+        (caller(ALICE), "", ["alice"]),
+        (caller(ALICE), "bob", []),
+        (caller(NAMELESS), "", []),
+    ],
+)
+def test_quotas_are_shown_as_jobs_are(
+    tmp_path: Path, who: Caller, owner: str, asked: list[str | None]
+) -> None:
+    """Admins see everybody's or one owner's, others theirs, the nameless none."""
+
+    async def ask() -> list[Standing]:
+        async with asking(tmp_path, source, who) as stub:
+            answer = await stub.GetQuotas(query_pb2.GetQuotasRequest(owner=owner))
+        return [standing_from_wire(standing) for standing in answer.standings]
+
+    source = Source()
+    assert asyncio.run(ask()) == ([STANDING] if asked else [])
+    assert source.asked == asked
