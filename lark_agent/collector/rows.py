@@ -30,7 +30,7 @@ _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
 
 CHANGING = (
     "sequence", "sampled_ns", "ended_ns", "final", "exit_reason", "exit_status", "usage", "cost",
-    "changes",
+    "changes", "peers",
 )  # fmt: skip
 """Columns that a later record may set; the rest is what the first one said, for ever."""
 
