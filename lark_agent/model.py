@@ -245,6 +245,11 @@ class Port(NamedTuple):
     """tcp or udp."""
     number: int
 
+    @property
+    def on_wire(self) -> tuple[int, int]:
+        """IP protocol number and port."""
+        return {"tcp": 6, "udp": 17}[self.protocol], self.number
+
     def __str__(self) -> str:
         return f"{self.protocol}/{self.number}"
 

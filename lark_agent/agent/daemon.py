@@ -73,6 +73,7 @@ from lark_agent.sandbox.nat import NatDriver
 from lark_agent.sandbox.none import NoneDriver
 from lark_agent.sandbox.pool import Pool
 from lark_agent.sandbox.routed import RoutedDriver
+from lark_agent.sandbox.services import Services
 from lark_agent.sandbox.veth import Veths
 from lark_agent.sandbox.worker import WorkerSide
 
@@ -131,7 +132,9 @@ class Daemon:
         # what shows that this machine cannot do it must fail before anything is set up
         self._veths = await self._in_kernel(lambda: Veths(settings.uplink.interface))
         stack.callback(self._veths.close)
-        self._worker_side = WorkerSide(self._numbers, self._veths, self._run_directory)
+        self._worker_side = WorkerSide(
+            self._numbers, self._veths, Services.of(settings), self._run_directory
+        )
         nat = NatDriver(self._numbers, self._veths)
         routed = RoutedDriver(self._numbers, self._veths)
         await self._in_kernel(nat.check)
@@ -159,9 +162,10 @@ class Daemon:
             self._datapath, self._allotments, settings.quotas, boot_id(), time.time_ns,
             book=bool(settings.collector.address),
         )  # fmt: skip
-        self._enforcing = Enforcing(
-            self._datapath, (self._on_network, self._host_jobs, self._quotas)
-        )
+        openings = self._worker_side.openings
+        openings.expect([attachment.holding for attachment in found.adopted])
+        parts = (self._on_network, self._host_jobs, self._quotas, openings)
+        self._enforcing = Enforcing(self._datapath, parts)
         await self._in_kernel(nat.prepare)
         await self._in_kernel(self._worker_side.prepare)
         await self._in_kernel(lambda: self._renew(found))

@@ -15,7 +15,7 @@ import structlog
 
 from lark_agent.datapath import SlotPlan
 from lark_agent.errors import LarkError, Unavailable
-from lark_agent.model import Connectivity, Family, Peers
+from lark_agent.model import Connectivity, Family, Inbound, Peers
 from lark_agent.sandbox import addressing
 
 if TYPE_CHECKING:
@@ -95,10 +95,14 @@ class Enforcing:
                 f"{'no IPv4' if ipv4 is None else 'no IPv6'}; run it on another worker"
             )
         if plan.cut:
-            plan = replace(plan, reach=frozenset(), peers=Peers.NONE)
+            plan = replace(plan, reach=frozenset(), peers=Peers.NONE, inbound=Inbound.NONE)
         mac = bytes.fromhex(addressing.mac_inside(sandbox.slot).replace(":", ""))
         classes = self._datapath.classes.mask(plan.reach)
-        return SlotPlan(ipv4, ipv6, mac, classes, plan.peers, job.owner, job.accounting_group)
+        return SlotPlan(
+            ipv4, ipv6, mac, classes, plan.peers, job.owner, job.accounting_group,
+            inbound=plan.inbound,
+            ports=frozenset(port.on_wire for port in plan.ports),
+        )  # fmt: skip
 
 
 def is_counted(connectivity: Connectivity) -> bool:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from ipaddress import IPv4Network, IPv6Network
 
+    from lark_agent.model import Port
+
 AGENT_FILE = Path("/etc/lark/agent.toml")
 MOST_SERVICES = 30
 """Services that the site can list: the datapath has a bit for each, and two of its own."""
@@ -238,6 +240,11 @@ class AgentSettings(Section, frozen=True):
                 yield f"quotas.{name}.hook", "needs a program: give [quota_hook] command"
         for each in sorted(set(self.prices) - known):
             yield f"prices.{each}", f"no class '{each}' is defined under [classes]"
+
+    @property
+    def service_ports(self) -> dict[str, Port]:
+        """The port of each service."""
+        return {name: ports_of(service.port)[0] for name, service in self.services.items()}
 
     def _service_findings(self) -> Iterator[tuple[str, str]]:
         """Check that services can be told apart."""

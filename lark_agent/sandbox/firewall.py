@@ -6,10 +6,18 @@ start costs no firewall change (rewriting rules per job is quadratic: moby #5346
 rather than `snat ... map` because masquerade follows the uplink's address by itself, and because
 nft 1.0.6 cannot load interval maps for IPv6.
 
+The input chain is the second look at what jobs send to the worker itself. The datapath has decided
+by address and service already; here the address does not matter, so that one which the worker got
+this very moment, or its broadcast, opens nothing. Services on the worker's loopback, and its stub
+resolver, are translated to 127.0.0.1 on the way in, the services' clients too: to them, jobs are
+local.
+
 The output chain keeps the worker's own multicast (membership reports, mDNS) off the sandboxes'
 links, where the datapath would count it as dropped for a job that has nothing to do with it.
 
-The forward chain lets only answers in, and lets jobs have each other: which of them, the datapath
+The forward chain lets only answers in, and what `lark_agent.sandbox.openings` lists; the sets for
+that are part of the table, and all that changes while jobs come and go. It lets jobs have each
+other: which of them, the datapath
 has decided on the link of the one and will again on the link of the other, and no state of a
 connection comes between. That a packet is from a job shows in where it comes from: from elsewhere,
 a source in the sandboxes' ranges is forged. Everything else that a job must not do is already
@@ -23,35 +31,57 @@ translated them on purpose (DNAT).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lark_agent.errors import KernelError
 from lark_agent.linux import nftables
 from lark_agent.sandbox.addressing import PREFIX, Addressing, name
+from lark_agent.sandbox.openings import SETS, TABLE
+from lark_agent.sandbox.services import DNS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Mapping
     from ipaddress import IPv4Address
 
-TABLE = "lark"
+    from lark_agent.model import Port
+    from lark_agent.sandbox.services import Services
 
 
-def ruleset(
-    addressing: Addressing,
-    stub: IPv4Address | None,
-    uplink: str = "",
-    opened: Collection[str] = (),
-) -> str:
+_OUTSIDE = f'iifname != {{ "{PREFIX}*", "lo" }}'
+_TELLING = {
+    "postrouting": "vmap @slots4",
+    "prerouting": "map @inward4",
+    "input": "ct state established,related accept",
+    "forward": "ct state established,related accept",
+}
+"""A rule of each chain without which the table is not as it was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What the table is written from, besides the arithmetic."""
+
+    services: Services
+    stub: IPv4Address | None = None
+    """Loopback address of the worker's DNS resolver, if sandboxes reach it by their gateway."""
+    uplink: str = ""
+    closed: Collection[str] = ()
+    """Families (ipv4, ipv6) for which this worker forwards only because of us: there, nobody beyond
+    the uplink may use it as a router."""
+
+
+def ruleset(addressing: Addressing, worker: Worker, openings: Mapping[str, Iterable[str]]) -> str:
     """Return the whole table as one transaction that replaces an earlier one.
 
-    `stub` is the loopback address of the worker's DNS resolver if sandboxes must reach it through
-    their gateway, else None. `opened` are the families (ipv4, ipv6) for which this worker forwards
-    only because of us: there, nobody beyond `uplink` may use it as a router.
+    `openings` are the elements of the sets in `SETS`.
     """
     closed = "\n".join(
-        f'    meta nfproto {family} iifname "{uplink}" ct state new ct status & dnat == 0 drop'
-        for family in sorted(opened)
+        f'    meta nfproto {family} iifname "{worker.uplink}" ct state new '
+        "ct status & dnat == 0 drop"
+        for family in sorted(worker.closed)
     )
+    sets = "\n".join(f"  {text}{_listed(openings.get(key, ()))} }}" for key, text in SETS.items())
     slots = range(addressing.slots)
     chains = "\n".join(_block(addressing, slot) for slot in slots)
     jumps4 = ", ".join(f"{addressing.ipv4(slot)} : goto {name(slot)}" for slot in slots)
@@ -62,12 +92,30 @@ delete table inet {TABLE}
 table inet {TABLE} {{
   comment "LARK agent: job networks"
 {chains}
+{sets}
   map slots4 {{ type ipv4_addr : verdict; elements = {{ {jumps4} }}; }}
   map slots6 {{ type ipv6_addr : verdict; elements = {{ {jumps6} }}; }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname != "{PREFIX}*" ip saddr vmap @slots4
     oifname != "{PREFIX}*" ip6 saddr vmap @slots6
+  }}
+  chain prerouting {{
+    type nat hook prerouting priority dstnat; policy accept;
+    {_OUTSIDE} fib daddr type local dnat ip to meta l4proto . th dport map @inward4
+    {_OUTSIDE} fib daddr type local dnat ip6 to meta l4proto . th dport map @inward6
+{_to_loopback(addressing, worker)}
+  }}
+  chain loopback {{
+    type nat hook input priority 100; policy accept;
+    iifname "{PREFIX}*" ip daddr 127.0.0.0/8 snat ip to 127.0.0.1
+  }}
+  chain input {{
+    type filter hook input priority filter; policy accept;
+    iifname != "{PREFIX}*" accept
+    ct state established,related accept
+    meta l4proto . th dport {{ {_ports(worker.services.ports)} }} accept
+    counter drop
   }}
   chain output {{
     type filter hook output priority filter; policy accept;
@@ -80,11 +128,15 @@ table inet {TABLE} {{
 {_forged(addressing)}
     iifname "{PREFIX}*" ct state invalid counter drop
     oifname "{PREFIX}*" ct state established,related accept
+    oifname "{PREFIX}*" ct status dnat accept
+    oifname "{PREFIX}*" ip daddr @open4 accept
+    oifname "{PREFIX}*" ip6 daddr @open6 accept
+    oifname "{PREFIX}*" ip daddr . meta l4proto . th dport @ports4 accept
+    oifname "{PREFIX}*" ip6 daddr . meta l4proto . th dport @ports6 accept
     oifname "{PREFIX}*" counter drop
 {_unused(addressing)}
 {closed}
   }}
-{_dns(addressing, stub) if stub else ""}
 }}
 """
 
@@ -92,12 +144,12 @@ table inet {TABLE} {{
 def stands() -> bool:
     """Tell whether the table is still as it was written: others may flush the whole ruleset."""
     try:
-        chains = [
-            nftables.run(f"list chain inet {TABLE} {chain}") for chain in ("postrouting", "forward")
-        ]
+        return all(
+            rule in nftables.run(f"list chain inet {TABLE} {chain}")
+            for chain, rule in _TELLING.items()
+        )
     except KernelError:
         return False
-    return "vmap @slots4" in chains[0] and "ct state established,related accept" in chains[1]
 
 
 def removal() -> str:
@@ -128,9 +180,22 @@ def _forged(addressing: Addressing) -> str:
     )
 
 
-def _dns(addressing: Addressing, stub: IPv4Address) -> str:
-    return f"""  chain prerouting {{
-    type nat hook prerouting priority dstnat; policy accept;
-    iifname "{PREFIX}*" ip daddr {addressing.gateway4} \\
-      meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {stub}:53
-  }}"""
+def _to_loopback(addressing: Addressing, worker: Worker) -> str:
+    """Translate what jobs ask of a gateway to what listens on the worker's loopback."""
+    targets = [(port, "127.0.0.1") for port in sorted(worker.services.loopback)]
+    if worker.stub:
+        targets += [(port, str(worker.stub)) for port in DNS]
+    return "\n".join(
+        f'    iifname "{PREFIX}*" ip daddr {addressing.gateway4} '
+        f"{port.protocol} dport {port.number} dnat ip to {target}:{port.number}"
+        for port, target in targets
+    )
+
+
+def _ports(ports: Iterable[Port]) -> str:
+    return ", ".join(f"{port.protocol} . {port.number}" for port in sorted(set(ports)))
+
+
+def _listed(elements: Iterable[str]) -> str:
+    text = ", ".join(elements)
+    return f" elements = {{ {text} }};" if text else ""

@@ -21,14 +21,15 @@ import structlog
 from lark_agent.errors import KernelError, LarkError, PrerequisiteError
 from lark_agent.linux import conntrack, namespaces, sysctl, uplink
 from lark_agent.linux.links import Links
-from lark_agent.sandbox import addressing
+from lark_agent.sandbox import addressing, services
 from lark_agent.sandbox.addressing import INSIDE, PREFIX, Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
-    from ipaddress import IPv4Network, IPv6Network
+    from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
     from lark_agent.datapath import Datapath
+    from lark_agent.model import Port
     from lark_agent.sandbox.connectivity import Sandbox
 
 CONDEMNED_GROUP = 0x6C61726B
@@ -46,7 +47,9 @@ class Veths:
     def __init__(self, wanted_uplink: str) -> None:
         self._wanted_uplink = wanted_uplink
         self._links = Links()
-        self._stub = False
+        self._localnet = False
+        self._built: set[str] = set()
+        self._on_loopback: tuple[IPv4Address, frozenset[Port]] | None = None
         try:
             self.uplink = uplink.find(self._links, wanted_uplink)
         except LarkError:
@@ -108,6 +111,8 @@ class Veths:
         if sandbox.interface:
             self._datapath.attach(self._links.netlink, sandbox.interface, sandbox.slot)
             self._set_mtu(sandbox.name, sandbox.interface)
+            self._built.add(sandbox.name)
+            self._appear(sandbox.name)
 
     def dismantle(
         self, sandboxes: Sequence[Sandbox], addresses: Collection[Address]
@@ -131,6 +136,7 @@ class Veths:
         except LarkError as error:
             problems.append(error)
         for sandbox in sandboxes:
+            self._built.discard(sandbox.name)
             namespaces.delete(sandbox.name)
         return problems
 
@@ -147,17 +153,30 @@ class Veths:
                 log.warning("cannot set the MTU", sandbox=name, mtu=current.mtu, error=str(error))
         return True
 
-    def let_stub(self, *, allowed: bool) -> None:
-        """Let translated questions reach a stub resolver on the worker's loopback, or not.
+    def offer(self, gateway: IPv4Address, ports: frozenset[Port], *, stub: bool) -> None:
+        """Let what the firewall translates reach the worker's loopback: `ports` and the `stub`.
 
-        Other loopback targets are martian to the datapath before they get here.
+        The ports appear on the loopback of every sandbox. Other loopback targets are martian to the
+        datapath before they get here.
         """
-        self._stub = allowed
+        self._localnet = stub or bool(ports)
+        changed = (self._on_loopback or (gateway, frozenset())) != (gateway, ports)
+        self._on_loopback = gateway, ports
         for name in self._links.names(PREFIX):
-            self._set_stub(name)
+            self._set_localnet(name)
+        for name in sorted(self._built) if changed else ():
+            self._appear(name)
 
-    def _set_stub(self, interface: str) -> None:
-        sysctl.write_if_present(f"net/ipv4/conf/{interface}/route_localnet", int(self._stub))
+    def _set_localnet(self, interface: str) -> None:
+        sysctl.write_if_present(f"net/ipv4/conf/{interface}/route_localnet", int(self._localnet))
+
+    def _appear(self, name: str) -> None:
+        if self._on_loopback is None:
+            return
+        try:
+            services.appear(name, *self._on_loopback)
+        except (KernelError, OSError) as error:  # most likely dismantled just now
+            log.warning("cannot offer services on the loopback", sandbox=name, error=str(error))
 
     def _set_mtu(self, name: str, index: int) -> None:
         mtu = self.uplink.mtu
@@ -191,12 +210,15 @@ class Veths:
             raise KernelError(f"finding interface {sandbox.name}", "it is gone; retry")
         self._datapath.attach(self._links.netlink, index, slot)
         _quiet_ipv6(sandbox.name)
-        self._set_stub(sandbox.name)
+        self._set_localnet(sandbox.name)
         self._links.up(index, silent=True)
         for address, gateway in pairs:
             self._links.add_address(index, gateway)
             self._links.add_neighbour(index, address, addressing.mac_inside(slot))
             self._links.add_route(index, address)
+        self._built.add(sandbox.name)
+        if self._on_loopback and self._on_loopback[1]:
+            services.appear(sandbox.name, *self._on_loopback)
         return index
 
 

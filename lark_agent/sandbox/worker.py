@@ -1,7 +1,7 @@
-"""The worker's side that all sandboxes share: firewall, forwarding, and the resolver they ask.
+"""The worker's side that all sandboxes share: firewall, forwarding, the resolver, its services.
 
-Made before the first sandbox, followed while there are any: the worker's resolver may change, and
-IPv6 may come later than the agent.
+Made before the first sandbox, followed while there are any: the worker's resolver may change, IPv6
+may come later than the agent, and a reload may list other services.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ from typing import TYPE_CHECKING
 
 from lark_agent.linux import nftables, uplink
 from lark_agent.sandbox import firewall, resolver
+from lark_agent.sandbox.openings import Openings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lark_agent.sandbox.addressing import Addressing
+    from lark_agent.sandbox.services import Services
     from lark_agent.sandbox.veth import Veths
 
 
 class WorkerSide:
     """Belongs to the thread of `veths`."""
 
-    def __init__(self, numbers: Addressing, veths: Veths, run_directory: Path) -> None:
+    def __init__(
+        self, numbers: Addressing, veths: Veths, services: Services, run_directory: Path
+    ) -> None:
         self._numbers = numbers
         self._veths = veths
         self._resolv_conf = run_directory / "resolv.conf"
         self._forwarding = run_directory / "forwarding"
+        self._services = services
+        self.openings = Openings(numbers, self._write_firewall)
+        """What the plans of jobs let in from outside."""
         self.resolver = resolver.read(numbers.gateway4)
 
     @property
@@ -36,15 +43,20 @@ class WorkerSide:
     def prepare(self) -> None:
         """Write firewall, sysctls and resolv.conf."""
         self._write_resolv_conf()
-        self._let_stub()
+        self._let_loopback()
         self._let_forward()
+
+    def offer(self, services: Services) -> None:
+        """Let sandboxes use these services of the worker from now on."""
+        self._services = services
+        self._let_loopback()
 
     def follow(self) -> bool:
         """Take over the worker's resolver and uplink; returns whether the MTU had changed."""
         stub, had_ipv6 = self.resolver.stub, self._veths.uplink.has_ipv6
         self._write_resolv_conf()
         if self.resolver.stub != stub:
-            self._let_stub()
+            self._let_loopback()
         changed = self._veths.follow_uplink()
         if self._veths.uplink.has_ipv6 and not had_ipv6:
             self._let_forward()
@@ -58,9 +70,10 @@ class WorkerSide:
             self._resolv_conf.write_text(text, encoding="utf-8")
             self._resolv_conf.chmod(0o644)
 
-    def _let_stub(self) -> None:
+    def _let_loopback(self) -> None:
         self._write_firewall()
-        self._veths.let_stub(allowed=self.resolver.stub is not None)
+        stub = self.resolver.stub is not None
+        self._veths.offer(self._numbers.gateway4, self._services.loopback, stub=stub)
 
     def _let_forward(self) -> None:
         delegated6 = self._numbers.routed.network6 is not None
@@ -76,8 +89,10 @@ class WorkerSide:
         return set(self._forwarding.read_text(encoding="ascii").split())
 
     def _write_firewall(self) -> None:
-        interface, opened = self._veths.uplink.interface, self._opened()
-        nftables.run(firewall.ruleset(self._numbers, self.resolver.stub, interface, opened))
+        worker = firewall.Worker(
+            self._services, self.resolver.stub, self._veths.uplink.interface, self._opened()
+        )
+        nftables.run(firewall.ruleset(self._numbers, worker, self.openings.elements))
 
     def restore_firewall(self) -> bool:
         """Write the firewall again if somebody removed it; returns whether that was so."""
