@@ -10,7 +10,7 @@ SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h)
 PYTEST_WORKERS ?= 2
 
-.PHONY: help system build demo test bench lint format clean
+.PHONY: help system build demo test bench experiments lint format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -43,6 +43,13 @@ test: build ## Run every test
 
 bench: build ## Measure what the wrapper adds to a job's start
 	$(BIN)/python -m tests.bench.start
+
+$(VENV)/.experiments: $(VENV)/.built
+	$(BIN)/pip install -qq --editable '.[experiments]'
+	@touch $@
+
+experiments: build $(VENV)/.experiments ## Repeat LARK's experiments: data and figures in build/experiments
+	$(BIN)/python -m tests.experiments
 
 lint: build ## Style, types, layers
 	$(BIN)/ruff check .

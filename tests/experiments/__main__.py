@@ -1,0 +1,96 @@
+"""`make experiments`: run LARK's four experiments, write the data, draw the figures, judge.
+
+    python -m tests.experiments [shares] [groups] [priority] [limits] [--to build/experiments]
+
+Of each experiment NAME there are NAME.csv (every point of every curve), NAME.svg and NAME.png, and
+results.json has all of it with the machine it ran on. $EXPERIMENTS_BYTES is the size of the upload
+of experiment 3 (1,000,000,000). The exit status is 0 only if every promise was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.experiments import figures, groups, limits, priority, shares
+from tests.experiments.results import Outcome, table
+from tests.lab.process import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+BYTES = int(os.environ.get("EXPERIMENTS_BYTES", "1000000000"))
+EXPERIMENTS: dict[str, Callable[[], Outcome]] = {
+    "shares": shares.run,
+    "groups": groups.run,
+    "priority": lambda: priority.run(BYTES),
+    "limits": limits.run,
+}
+
+
+def main() -> int:
+    """Run what is asked for; returns the exit status."""
+    parser = argparse.ArgumentParser(description="LARK's experiments, repeated.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(EXPERIMENTS))
+    parser.add_argument("--to", type=Path, default=Path("build/experiments"))
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(EXPERIMENTS):
+        parser.error(f"no experiment {', '.join(unknown)}; there are {', '.join(EXPERIMENTS)}")
+    if os.geteuid() != 0:
+        print("experiments: need root: they make network namespaces; use sudo", file=sys.stderr)
+        return 1
+    options.to.mkdir(parents=True, exist_ok=True)
+    outcomes = []
+    try:
+        for name in options.names or EXPERIMENTS:
+            began = time.monotonic()
+            print(f"* {name} ...", flush=True)
+            outcomes.append(EXPERIMENTS[name]())
+            keep(outcomes[-1], options.to)
+            print(f"* {name}: {time.monotonic() - began:.0f} s", flush=True)
+    except LabError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return 1
+    (options.to / "results.json").write_text(json.dumps(told(outcomes), indent=1) + "\n")
+    print(f"\n{table(outcomes)}\n")
+    failed = sum(not check.passed for outcome in outcomes for check in outcome.checks)
+    promised = sum(check.allowed is not None for outcome in outcomes for check in outcome.checks)
+    print(f"experiments: {promised - failed} of {promised} promises kept; data in {options.to}")
+    return int(failed > 0)
+
+
+def keep(outcome: Outcome, folder: Path) -> None:
+    """Write one experiment's curves and figure."""
+    with (folder / f"{outcome.name}.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["panel", "line", "x", "y"])
+        for panel in outcome.panels:
+            for line in panel.lines:
+                rows.writerows(
+                    (panel.title, line.label, x, y) for x, y in zip(line.x, line.y, strict=True)
+                )
+    figures.draw(outcome, folder)
+
+
+def told(outcomes: Sequence[Outcome]) -> dict[str, object]:
+    """Return everything, and on what machine."""
+    return {
+        "machine": {"kernel": platform.release(), "cores": os.cpu_count()},
+        "bytes": BYTES,
+        "outcomes": [
+            {**asdict(outcome), "passed": all(check.passed for check in outcome.checks)}
+            for outcome in outcomes
+        ],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
