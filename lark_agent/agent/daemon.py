@@ -238,7 +238,8 @@ class Daemon:
             settings.datapath.python,
         )
         numbers = self._numbers
-        loaded.set_classes(settings.classes, peers=numbers.networks, gateways=numbers.gateways)
+        loaded.set_classes(settings.classes, peers=numbers.networks, worker=numbers.gateways)
+        loaded.set_services(settings.service_ports)
         return loaded
 
     def _begin_work(self, found: Found) -> None:
@@ -381,8 +382,9 @@ class Daemon:
             policy = SitePolicy.compile(fresh, self._file)
             numbers = self._numbers
             self._datapath.set_classes(
-                fresh.classes, peers=numbers.networks, gateways=numbers.gateways
+                fresh.classes, peers=numbers.networks, worker=numbers.gateways
             )
+            self._datapath.set_services(fresh.service_ports)
         except LarkError as error:
             log.error("reload refused, the old rules stay", error=str(error))
             return

@@ -9,6 +9,7 @@ from lark_agent.datapath.classes import ClassTable
 from lark_agent.datapath.datapath import Datapath, load, unload
 from lark_agent.datapath.events import Event, FirstDrop, QuotaExceeded
 from lark_agent.datapath.layout import Counters
+from lark_agent.datapath.peers import RemoteJob
 from lark_agent.datapath.plan import QuotaUse, SlotPlan
 from lark_agent.datapath.quotas import UNLIMITED, QuotaAction, QuotaState
 
@@ -24,6 +25,7 @@ __all__ = [
     "QuotaExceeded",
     "QuotaState",
     "QuotaUse",
+    "RemoteJob",
     "SlotPlan",
     "load",
     "unload",

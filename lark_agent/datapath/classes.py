@@ -6,15 +6,17 @@ bytes counted under a number stay there, and a plan allows classes by number. He
 `assign`, applied each time the site changes its classes:
 
 * `other` is 0, and so is every address that no prefix covers;
-* `jobs`, the other jobs of this worker, has the highest number that was free when it was needed,
-  and while there is none (left so by a release without it) no job has peers;
+* `jobs`, the other jobs, has the highest number that was free when it was needed, and while there
+  is none (left so by a release without it) no job has peers; then `worker`, the worker itself, the
+  next; while there is none, what is exchanged with it counts as `other`, under the same rule;
 * a name that stays keeps its number; a new name takes a free one;
 * a name that goes leaves its number retired, with the name still on it, for as long as a counter
   or a plan uses it; after that the number is free.
 
 Besides the site's networks the tries hold the sandboxes' own ranges, in `jobs` and with the address
-where they begin, by which the programs find the other job's plan; and in them the gateway (longer,
-so it wins), which is the worker itself and in `other`. A site network inside the sandboxes' ranges
+where they begin, by which the programs find the other job's plan; the ranges of jobs that only a
+list tells (other workers', and networks of layer 2); and, longer, so they win, the worker's own
+addresses: the gateways and those of its interfaces. A site network inside the sandboxes' ranges
 would open a way from job to job: refused.
 """
 
@@ -25,7 +27,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING
 
-from lark_agent.datapath.layout import ALL_CLASSES, FIRST_SANDBOX, NOBODY, Destination
+from lark_agent.datapath.layout import (
+    ALL_CLASSES,
+    FIRST_SANDBOX,
+    NOBODY,
+    REMOTE,
+    WORKER,
+    Destination,
+)
 from lark_agent.errors import ConfigurationError, PrerequisiteError
 from lark_agent.model import BUILT_IN_CLASSES, DEFAULT_CLASS, JOBS_CLASS, MAX_CLASSES, WORKER_CLASS
 
@@ -92,7 +101,8 @@ def build_table(
     names: Sequence[str],
     classes: Mapping[str, Iterable[str]],
     peers: Iterable[Network] = (),
-    gateways: Iterable[IPv4Address | IPv6Address] = (),
+    worker: Iterable[IPv4Address | IPv6Address] = (),
+    remote: Iterable[Network] = (),
 ) -> ClassTable:
     """Say what every network is.
 
@@ -109,12 +119,16 @@ def build_table(
                         "remove it, or move the sandboxes ([addresses])"
                     )
             prefixes[network] = Destination(names.index(name))
+    for network in remote:
+        jobs = names.index(JOBS_CLASS) if JOBS_CLASS in names else 0
+        prefixes[network] = Destination(jobs, REMOTE if jobs else NOBODY)
     for peer in peers:
         prefixes[peer] = Destination(0, NOBODY)
         if JOBS_CLASS in names:
             first = int(peer[FIRST_SANDBOX]) & 0xFFFFFFFF
             prefixes[peer] = Destination(names.index(JOBS_CLASS), first)
-    prefixes |= {ip_network(gateway): Destination(0) for gateway in gateways}
+    own = names.index(WORKER_CLASS) if WORKER_CLASS in names else 0
+    prefixes |= {ip_network(address): Destination(own, WORKER) for address in worker}
     return ClassTable(tuple(names), prefixes, frozenset({DEFAULT_CLASS, *classes}))
 
 

@@ -20,6 +20,7 @@ writes at a time; the agent's lock sees to that.
 from __future__ import annotations
 
 import os
+import struct
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
@@ -30,14 +31,17 @@ from lark_agent.datapath.classes import assign, build_table, pack_prefix
 from lark_agent.datapath.events import EventRing
 from lark_agent.datapath.layout import (
     ALL_CLASSES,
+    MOST_SERVICES,
     NAME_SIZE,
     PROGRAMS,
     Counters,
     sum_copies,
     u32,
 )
-from lark_agent.datapath.plan import plan_state
+from lark_agent.datapath.peers import RemoteJobs
+from lark_agent.datapath.plan import ALL_SERVICES, plan_epoch, plan_services, plan_state
 from lark_agent.datapath.quotas import QuotaTable
+from lark_agent.datapath.services import ServiceTable
 from lark_agent.datapath.settle import wait_for_programs
 from lark_agent.linux import bpf
 from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES
@@ -51,8 +55,10 @@ if TYPE_CHECKING:
     from lark_agent.datapath.classes import ClassTable, Network
     from lark_agent.datapath.plan import SlotPlan
     from lark_agent.linux.bpf import Map
+    from lark_agent.model import Port
 
 _COUNTERS = ("usage", "dropped", "dropped2")
+_OPEN_PORT = struct.Struct("=III")  # slot, protocol, port
 _CHUNK = 1 << 20  # bytes read from a per-CPU map in one system call
 
 
@@ -68,6 +74,8 @@ class Datapath:
         """As last set. Names survive the process; their networks come with `set_classes`."""
         self.quotas = QuotaTable(maps["quota"], maps["quota_used"])
         self.events = EventRing(maps["events"])
+        self.services = ServiceTable(maps["services"], maps["service_names"])
+        self.remote_jobs = RemoteJobs(maps["remote_jobs"])
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -114,11 +122,18 @@ class Datapath:
 
     # Plans
 
+    def prepare(self, slot: int, plan: SlotPlan) -> None:
+        """Let pass what finds addresses on a layer-2 link, before there is a job; not counted."""
+        self._maps["plan"].set(u32(self._checked(slot)), plan.packed(setup=True))
+
     def activate(self, slot: int, plan: SlotPlan) -> None:
         """Let a job's packets pass. The flag is written last, so no packet sees half a plan."""
         key = u32(self._checked(slot))
-        self._maps["plan"].set(key, plan.packed(active=False))
-        self._maps["plan"].set(key, plan.packed(active=True))
+        epoch = int.from_bytes(os.urandom(4), sys.byteorder)
+        self._maps["plan"].set(key, plan.packed())
+        self._open_ports(slot, plan, epoch)
+        self._maps["plan"].set(key, plan.packed(epoch=epoch))
+        self._maps["plan"].set(key, plan.packed(active=True, epoch=epoch))
 
     def change(self, slot: int, plan: SlotPlan) -> None:
         """Give a living job other settings, from its next packet on; its counters go on.
@@ -127,9 +142,22 @@ class Datapath:
         ValueError if the slot has no job.
         """
         key = u32(self._checked(slot))
-        if not plan_state(self._maps["plan"].get(key) or bytes(8))[0]:
+        before = self._maps["plan"].get(key) or bytes(self._maps["plan"].entry_size)
+        if not plan_state(before)[0]:
             raise ValueError(f"slot {slot} has no job whose plan could change")
-        self._maps["plan"].set(key, plan.packed(active=True))
+        epoch = plan_epoch(before)
+        self._open_ports(slot, plan, epoch)
+        self._maps["plan"].set(key, plan.packed(active=True, epoch=epoch))
+
+    def _open_ports(self, slot: int, plan: SlotPlan, epoch: int) -> None:
+        """Open the plan's ports, and forget others of the slot (an earlier job's have no force)."""
+        ports = self._maps["open_ports"]
+        wanted = {_OPEN_PORT.pack(slot, protocol, port) for protocol, port in plan.ports}
+        for key in list(ports.keys()):
+            if _OPEN_PORT.unpack(key)[0] == slot and key not in wanted:
+                ports.delete(key)
+        for key in wanted:
+            ports.set(key, u32(epoch))
 
     def deactivate(self, slot: int) -> None:
         """Let nothing pass; programs that are running may still count until `settle` returns."""
@@ -185,17 +213,19 @@ class Datapath:
         self,
         classes: Mapping[str, Iterable[str]],
         peers: Iterable[Network] = (),
-        gateways: Iterable[IPv4Address | IPv6Address] = (),
+        worker: Iterable[IPv4Address | IPv6Address] = (),
+        remote: Iterable[Network] = (),
     ) -> ClassTable:
         """Put the site's classes (name → networks) in force, while jobs run.
 
-        `peers` are the sandboxes' own ranges, `gateways` the worker's addresses in them. Counted
-        bytes stay under the class they were counted for. New networks come before old ones go, so
-        that an address is never without a class that it has before and after. Raises
+        `peers` are the sandboxes' own ranges, `worker` all addresses of the worker (the gateways
+        and those of its interfaces), `remote` the networks where a job is who `remote_jobs` says.
+        Counted bytes stay under the class they were counted for. New networks come before old
+        ones go, so that an address is never without a class that it has before and after. Raises
         ConfigurationError, or PrerequisiteError for lack of a free number, having changed nothing.
         """
         names = assign(self._stored_names(), self._classes_in_use(), classes)
-        table = build_table(names, classes, peers, gateways)
+        table = build_table(names, classes, peers, worker, remote)
         for number, name in enumerate(names):
             self._maps["class_names"].set(u32(number), name.encode().ljust(NAME_SIZE, b"\0"))
         for version, trie in ((4, self._maps["classes4"]), (6, self._maps["classes6"])):
@@ -210,6 +240,18 @@ class Datapath:
                 trie.delete(key)
         self.classes = table
         return table
+
+    def set_services(self, services: Mapping[str, Port]) -> None:
+        """Put the services of the worker (name → port) in force, while jobs run.
+
+        Raises PrerequisiteError if there are too many, having changed nothing.
+        """
+        masks = [
+            plan_services(self._maps["plan"].get(u32(slot)) or b"") for slot in self.active_slots()
+        ]
+        restricted = [mask for mask in masks if mask != ALL_SERVICES]
+        in_use = {n for n in range(MOST_SERVICES) if any(mask >> n & 1 for mask in restricted)}
+        self.services.set(services, in_use)
 
     def _stored_names(self) -> tuple[str, ...]:
         entries = (self._maps["class_names"].get(u32(n)) or b"" for n in range(MAX_CLASSES))

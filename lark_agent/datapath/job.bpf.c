@@ -22,14 +22,20 @@
  * header with a wrong checksum) is refused here, or it would count as sent without being sent.
  */
 #include "link.h"
+#include "mark.h"
 #include "quota.h"
+#include "worker.h"
 
-INLINE int parse(struct __sk_buff *skb, struct packet *p, enum direction direction)
+INLINE int parse(struct __sk_buff *skb, struct link *link, struct packet *p,
+		 enum direction direction)
 {
-	p->type = bpf_ntohs((__u16)skb->protocol);
 	p->packets = 1;
 	p->bytes = skb->len > LINK_HEADER ? skb->len - LINK_HEADER : 0;
-	if (skb->vlan_present)
+	if (bpf_skb_load_bytes(skb, 0, link, sizeof(*link)))
+		return MALFORMED;
+	p->type = bpf_ntohs(link->type);
+	/* a packet socket in the sandbox can give a frame a type that it does not have */
+	if (skb->vlan_present || link->type != (__u16)skb->protocol)
 		return LINK_LAYER;
 	if (p->type == TYPE_ARP)
 		return PASS;
@@ -38,20 +44,55 @@ INLINE int parse(struct __sk_buff *skb, struct packet *p, enum direction directi
 	return parse_ip(skb, p, direction);
 }
 
-/* The rules for IP, first match wins; `row` becomes the class to count under. */
-INLINE int admit_ip(struct __sk_buff *skb, const struct plan *own, const struct packet *p,
-		    enum direction direction, __u32 *row)
+/* The rules for the other side of a packet; `row` becomes the class to count under. */
+INLINE int admit_remote(struct __sk_buff *skb, __u32 slot, const struct plan *own, struct packet *p,
+			enum direction direction, __u32 *row)
+{
+	const __u32 *remote = direction == SENT ? p->destination : p->source;
+	struct destination *found = find_destination(p, remote);
+	__u32 first = found ? found->first : 0;
+
+	*row = found ? found->class % CLASSES : 0;
+	if (direction == RECEIVED && own->inbound == INBOUND_NONE)
+		return INBOUND_DENIED;
+	if (first == FIRST_WORKER) {
+		if (parse_transport(skb, p) != PASS)
+			return MALFORMED;
+		return admit_worker(slot, own, p, direction);
+	}
+	if (first == FIRST_REMOTE)
+		return admit_remote_job(own, p, remote);
+	if (first)
+		return admit_peer(own, p, remote, first);
+	if (!(own->classes >> *row & 1))
+		return CLASS_DENIED;
+	if (direction == RECEIVED && (own->flags & PLAN_LINK))
+		return admit_inbound(skb, slot, own, p);
+	return PASS;
+}
+
+/* The rules for IP, first match wins. */
+INLINE int admit_ip(struct __sk_buff *skb, __u32 slot, const struct plan *own,
+		    const struct link *link, struct packet *p, enum direction direction, __u32 *row)
 {
 	const __u32 *local = direction == SENT ? p->source : p->destination;
 	const __u32 *remote = direction == SENT ? p->destination : p->source;
+	int layer2 = own->flags & PLAN_LINK, verdict;
 
-	if (direction == SENT) {
-		__u16 source[3];
-
-		if (bpf_skb_load_bytes(skb, SOURCE_MAC, source, sizeof(source)))
+	if (direction == SENT && !same_mac(link->source, own->mac))
+		return SPOOFED_MAC;
+	if (direction == RECEIVED && layer2 && !is_group(link->destination) &&
+	    !same_mac(link->destination, own->mac))
+		return LINK_LAYER;
+	if (layer2 || (direction == SENT && (p->protocol == PROTOCOL_UDP || is_icmp(p))))
+		if (parse_transport(skb, p) != PASS)
 			return MALFORMED;
-		if (!same_mac(source, own->mac))
-			return SPOOFED_MAC;
+	if (direction == SENT && is_forged(p))
+		return FORGED_SERVICE;
+	if (layer2) {
+		verdict = admit_upkeep(skb, own, p, direction);
+		if (verdict != NOT_UPKEEP)
+			return verdict;
 	}
 	/* before the source: a kernel's own multicast (MLD) comes from ::, and is not spoofing */
 	if (is_martian(p, p->destination))
@@ -60,14 +101,30 @@ INLINE int admit_ip(struct __sk_buff *skb, const struct plan *own, const struct 
 		return SPOOFED_ADDRESS;
 	if (is_martian(p, remote))
 		return MARTIAN;
-	if (direction == SENT && skb->pkt_type != TO_THIS_HOST)
+	if (layer2 ? is_group(link->destination)
+		   : direction == SENT && skb->pkt_type != TO_THIS_HOST)
 		return LINK_LAYER;
-	return admit_remote(own, p, direction, row);
+	return admit_remote(skb, slot, own, p, direction, row);
+}
+
+/* What is left to do with a packet that may pass. */
+INLINE int finish(struct __sk_buff *skb, __u32 slot, const struct plan *own,
+		  const struct packet *p, enum direction direction, __u32 row)
+{
+	if (direction == SENT && p->type != TYPE_ARP && mark(skb, own, p) != PASS)
+		return MALFORMED;
+	if (charge(slot, own, p, direction, row) != PASS)
+		return QUOTA_DENIED;
+	if (direction == SENT && row != NON_IP && (own->flags & PLAN_LINK))
+		note_sent(slot, own, p);
+	skb->priority = own->queue[direction];
+	return PASS;
 }
 
 INLINE int decide(struct __sk_buff *skb, enum direction direction)
 {
 	__u32 ifindex = skb->ifindex, row = NON_IP, *found, slot;
+	struct link link = {};
 	struct packet p = {};
 	struct usage *usage_here;
 	struct plan *own;
@@ -83,20 +140,21 @@ INLINE int decide(struct __sk_buff *skb, enum direction direction)
 		return TC_ACT_SHOT;
 
 	/* parsed even without a plan, so that what is dropped has its true size */
-	verdict = parse(skb, &p, direction);
-	if (!(own->flags & PLAN_ACTIVE))
+	verdict = parse(skb, &link, &p, direction);
+	if (!(own->flags & (PLAN_ACTIVE | PLAN_SETUP)))
 		verdict = NO_PLAN;
 	else if (verdict == PASS && p.type == TYPE_ARP)
-		verdict = admit_arp(skb, own, direction);
+		verdict = admit_arp(skb, own, &link, direction);
 	else if (verdict == PASS)
-		verdict = admit_ip(skb, own, &p, direction, &row);
+		verdict = admit_ip(skb, slot, own, &link, &p, direction, &row);
+
+	if (verdict == PASS && (own->flags & PLAN_SETUP))
+		return TC_ACT_UNSPEC; /* nobody's yet */
 	row = row < NON_IP ? row : NON_IP;
 	if (verdict == PASS)
-		verdict = charge(slot, own, &p, direction, row);
-
+		verdict = finish(skb, slot, own, &p, direction, row);
 	if (verdict == PASS) {
 		add(&usage_here->of[row][direction], &p);
-		skb->priority = own->queue[direction];
 		return TC_ACT_UNSPEC;
 	}
 	if (verdict >= 0 && verdict < REASONS)

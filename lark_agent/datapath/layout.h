@@ -148,6 +148,49 @@ struct prefix6 {
 	__u32 address[4];
 };
 
+/* What `first` says of ranges that are not this worker's sandboxes; odd, as no slot 0 is. */
+#define FIRST_NOBODY 0xffffffff /* of sandboxes, but no address is a job's */
+#define FIRST_WORKER 0xfffffffd /* the worker itself */
+#define FIRST_REMOTE 0xfffffffb /* of jobs that only `remote_jobs` tells */
+
+/* Transport protocol and port (host order; 0 where there are none) of what the worker offers. */
+struct service {
+	__u32 protocol;
+	__u32 port;
+};
+
+/* A job that has no slot here: of another worker, or on a network where slots give no address. */
+struct remote_job {
+	__u64 owner;
+	__u64 group;
+	__u32 peers;
+	__u32 unused;
+};
+
+struct address {
+	__u32 word[4]; /* IPv4 is mapped (::ffff:0:0/96) */
+};
+
+/* A conversation of a job, by the job that began it and the ends. */
+struct flow {
+	__u32 slot;
+	__u32 epoch;
+	__u32 protocol; /* and the bits below */
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 remote[4];
+};
+#define FLOW_IPV6 (1 << 8)
+#define FLOW_FRAGMENT (1 << 9) /* remote_port is the identification of a packet in fragments */
+#define FLOW_WORKER (1 << 10)  /* begun by the worker */
+
+/* A port that a job listens on, for others. */
+struct open_port {
+	__u32 slot;
+	__u32 protocol;
+	__u32 port;
+};
+
 /* Maps */
 #ifdef LARK_BCC
 BPF_TABLE_PINNED("hash", __u32, __u32, slots, 1, LARK_PINS "/slots");
@@ -165,6 +208,12 @@ struct events_table {
 };
 __attribute__((section("maps/ringbuf:" LARK_PINS "/events"))) struct events_table events = {
 	.max_entries = 1};
+BPF_TABLE_PINNED("hash", struct service, __u32, services, 1, LARK_PINS "/services");
+BPF_TABLE_PINNED("hash", struct address, struct remote_job, remote_jobs, 1,
+		 LARK_PINS "/remote_jobs", BPF_F_NO_PREALLOC);
+BPF_TABLE_PINNED("lru_hash", struct flow, __u64, flows, 1, LARK_PINS "/flows");
+BPF_TABLE_PINNED("hash", struct open_port, __u32, open_ports, 1, LARK_PINS "/open_ports",
+		 BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lpm_trie", struct prefix4, struct destination, classes4, 1,
 		 LARK_PINS "/classes4", BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lpm_trie", struct prefix6, struct destination, classes6, 1,
@@ -177,6 +226,11 @@ INLINE struct dropped *find_dropped2(__u32 *slot) { return dropped2.lookup(slot)
 INLINE struct quota *find_quota(__u32 *index) { return quota.lookup(index); }
 INLINE struct quota_used *find_quota_used(__u32 *index) { return quota_used.lookup(index); }
 INLINE void tell(struct event *event) { events.ringbuf_output(event, sizeof(*event), 0); }
+INLINE __u32 *find_service(struct service *key) { return services.lookup(key); }
+INLINE struct remote_job *find_remote_job(struct address *key) { return remote_jobs.lookup(key); }
+INLINE __u64 *find_flow(struct flow *key) { return flows.lookup(key); }
+INLINE void set_flow(struct flow *key, __u64 *seen) { flows.update(key, seen); }
+INLINE __u32 *find_open_port(struct open_port *key) { return open_ports.lookup(key); }
 INLINE struct destination *find4(struct prefix4 *key) { return classes4.lookup(key); }
 INLINE struct destination *find6(struct prefix6 *key) { return classes6.lookup(key); }
 #else
@@ -199,6 +253,10 @@ struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 1);
 } events SEC(".maps");
+MAP(services, BPF_MAP_TYPE_HASH, struct service, __u32, 0);
+MAP(remote_jobs, BPF_MAP_TYPE_HASH, struct address, struct remote_job, BPF_F_NO_PREALLOC);
+MAP(flows, BPF_MAP_TYPE_LRU_HASH, struct flow, __u64, 0);
+MAP(open_ports, BPF_MAP_TYPE_HASH, struct open_port, __u32, BPF_F_NO_PREALLOC);
 MAP(classes4, BPF_MAP_TYPE_LPM_TRIE, struct prefix4, struct destination, BPF_F_NO_PREALLOC);
 MAP(classes6, BPF_MAP_TYPE_LPM_TRIE, struct prefix6, struct destination, BPF_F_NO_PREALLOC);
 INLINE __u32 *find_slot(__u32 *ifindex) { return bpf_map_lookup_elem(&slots, ifindex); }
@@ -212,6 +270,17 @@ INLINE struct quota_used *find_quota_used(__u32 *index)
 	return bpf_map_lookup_elem(&quota_used, index);
 }
 INLINE void tell(struct event *event) { bpf_ringbuf_output(&events, event, sizeof(*event), 0); }
+INLINE __u32 *find_service(struct service *key) { return bpf_map_lookup_elem(&services, key); }
+INLINE struct remote_job *find_remote_job(struct address *key)
+{
+	return bpf_map_lookup_elem(&remote_jobs, key);
+}
+INLINE __u64 *find_flow(struct flow *key) { return bpf_map_lookup_elem(&flows, key); }
+INLINE void set_flow(struct flow *key, __u64 *seen)
+{
+	bpf_map_update_elem(&flows, key, seen, BPF_ANY);
+}
+INLINE __u32 *find_open_port(struct open_port *key) { return bpf_map_lookup_elem(&open_ports, key); }
 INLINE struct destination *find4(struct prefix4 *key) { return bpf_map_lookup_elem(&classes4, key); }
 INLINE struct destination *find6(struct prefix6 *key) { return bpf_map_lookup_elem(&classes6, key); }
 #endif

@@ -11,12 +11,17 @@ dropped2        per-CPU array         slot → drop reasons 8 to 15             
 quota           array                 quota → limit, what to do at its end         agent
 quota_used      array                 quota → bytes, whether it is used up         programs
 events          ring buffer           what the agent is told at once               programs
+services        hash                  (protocol, port) of the worker → service     agent
+remote_jobs     hash                  address → owner, group, peers                agent
+flows           LRU hash              slot, ends of a conversation → last seen     programs
+open_ports      hash                  (slot, protocol, port) → epoch of the job    agent
 classes4, -6    longest-prefix tries  network → class, address of slot 0           agent
 class_names     array                 class → name                                 agent
+service_names   array                 service → name                               agent
 ==============  ====================  ===========================================  ==========
 
-`class_names` is for the agent alone: it is pinned beside the counters because a counter without
-the name of its class means nothing, and both must survive an agent together.
+`class_names` and `service_names` are for the agent alone: they are pinned beside the others because
+a number in a counter or a plan without its name means nothing, and both must survive an agent.
 
 Drop reasons are in two maps because a map that layout 1 made must stay the same map: with jobs
 running, programs of both layouts count in it (`lark_agent.datapath.pins`).
@@ -55,8 +60,9 @@ PROGRAMS = ("from_job", "to_job")
 
 FIRST_SANDBOX = 2
 """Slot n has address n + 2 of each of the sandboxes' ranges, see lark_agent.sandbox.addressing."""
-NOBODY = 0xFFFFFFFF
-"""Instead of the address of slot 0: a range where no address is a job's."""
+NOBODY, WORKER, REMOTE = 0xFFFFFFFF, 0xFFFFFFFD, 0xFFFFFFFB
+"""Instead of the address of slot 0: a range where no address is a job's; the worker itself; jobs
+that the programs find in `remote_jobs`."""
 ALL_CLASSES = (1 << MAX_CLASSES) - 1
 """Class mask of a job that may exchange packets with every class."""
 
@@ -71,6 +77,8 @@ _DROPS = struct.Struct(f"={_REASONS_OF_A_MAP * 2}Q")
 KEPT = ("slots", "usage", "dropped", "class_names")
 """Maps that are the same in every layout, and are handed on from one to the next."""
 NAME_SIZE = 32
+MOST_SERVICES = 32
+_FLOWS_OF_A_SLOT = 1 << 12
 MOST_QUOTAS = 8
 """Quotas that one plan can refer to."""
 QUOTA = struct.Struct("=QII")
@@ -102,6 +110,11 @@ def map_specs(slots: int, version: int = VERSION) -> dict[str, MapSpec]:
             "quota": MapSpec(MapKind.ARRAY, 4, QUOTA.size, quotas(slots)),
             "quota_used": MapSpec(MapKind.ARRAY, 4, QUOTA_USED.size, quotas(slots)),
             "events": MapSpec(MapKind.RINGBUF, 0, 0, _RING_SIZE),
+            "services": MapSpec(MapKind.HASH, 8, 4, 2 * MOST_SERVICES),
+            "service_names": MapSpec(MapKind.ARRAY, 4, NAME_SIZE, MOST_SERVICES),
+            "remote_jobs": MapSpec(MapKind.HASH, 16, 24, _MOST_PREFIXES, NO_PREALLOC),
+            "flows": MapSpec(MapKind.LRU_HASH, 36, 8, min(1 << 16, _FLOWS_OF_A_SLOT * slots)),
+            "open_ports": MapSpec(MapKind.HASH, 12, 4, _MOST_PREFIXES, NO_PREALLOC),
         }
     return maps
 
@@ -122,7 +135,7 @@ class Destination:
 
     traffic_class: int
     first: int = 0
-    """In the sandboxes' own ranges the last 32 bits of slot 0's address; else 0."""
+    """In the sandboxes' own ranges the last 32 bits of slot 0's address; WORKER, …; else 0."""
 
     def packed(self) -> bytes:
         """Return the map value."""

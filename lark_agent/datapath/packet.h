@@ -22,15 +22,29 @@
 #define TYPE_ARP 0x0806
 #define TYPE_IPV6 0x86dd
 
+#define PROTOCOL_ICMP 1
 #define PROTOCOL_TCP 6
 #define PROTOCOL_UDP 17
+#define PROTOCOL_DCCP 33
+#define PROTOCOL_ICMPV6 58
 #define PROTOCOL_SCTP 132
+#define PROTOCOL_UDPLITE 136
 #define HEADER_HOP_BY_HOP 0
 #define HEADER_ROUTING 43
+#define HEADER_FRAGMENT 44
 #define HEADER_NONE 59
 #define HEADER_DESTINATION 60
 #define MOST_EXTENSIONS 8
 #define IPV4_FRAGMENT 0x3fff /* more fragments, or an offset */
+#define IPV4_OFFSET 0x1fff
+#define IPV6_FRAGMENT 0xfff9
+#define IPV6_OFFSET 0xfff8
+
+#define ECHO 8 /* types of ICMP, and of ICMPv6 */
+#define ECHO_REPLY 0
+#define ECHO6 128
+#define ECHO6_REPLY 129
+#define LAST_ERROR6 127
 #define GSO_BY_FRAGS 0xffff  /* SCTP: one segment per element of the fragment list */
 
 /* What the verdict needs to know of a packet. IPv4 addresses use the first word. */
@@ -40,7 +54,19 @@ struct packet {
 	__u32 bytes;
 	__u32 source[4];
 	__u32 destination[4];
+	__u32 mark;           /* first word of the header, with DSCP and flow label; network order */
+	__u32 transport;      /* where the transport header is */
+	__u32 end;            /* and where the packet ends */
+	__u32 protocol;       /* of the transport; only a first fragment has its header */
+	__u32 fragment;       /* enum fragment */
+	__u32 identification; /* of a packet in fragments */
+	/* since parse_transport, host order; an echo has its identifier in both; zero without any */
+	__u32 source_port;
+	__u32 destination_port;
+	__u32 icmp; /* type */
 };
+
+enum fragment { WHOLE, FIRST, LATER };
 
 struct ipv4 {
 	__u8 version_and_size;
@@ -133,6 +159,14 @@ INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p, enum direction di
 		return MALFORMED;
 	p->source[0] = u.ip.source;
 	p->destination[0] = u.ip.destination;
+	p->mark = u.word[0];
+	p->transport = h.end;
+	p->end = LINK_HEADER + h.total;
+	p->protocol = h.protocol;
+	if (u.ip.fragment & bpf_htons(IPV4_FRAGMENT)) {
+		p->fragment = u.ip.fragment & bpf_htons(IPV4_OFFSET) ? LATER : FIRST;
+		p->identification = u.ip.id;
+	}
 
 	if (direction == SENT) {
 		__u64 sum = 0;
@@ -154,26 +188,41 @@ INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p, enum direction di
 	return measure(skb, &h, p);
 }
 
-/* Find the transport header of a super-packet; a single packet's is of no interest. */
-INLINE int skip_extensions(struct __sk_buff *skb, struct headers *h, int jumbo)
+/* Find the transport header, behind headers that each fragment or segment repeats. */
+INLINE int skip_extensions(struct __sk_buff *skb, struct packet *p, struct headers *h, int jumbo)
 {
 #pragma clang loop unroll(full)
 	for (int i = 0; i < MOST_EXTENSIONS; i++) {
-		__u8 extension[2]; /* next header, size beyond 8 bytes in units of 8 */
+		struct {
+			__u8 next, size; /* beyond 8 bytes, in units of 8 */
+			__u16 fragment;
+			__u32 identification;
+		} extension;
 		__u32 size;
 
 		if (h->protocol != HEADER_HOP_BY_HOP && h->protocol != HEADER_ROUTING &&
-		    h->protocol != HEADER_DESTINATION)
+		    h->protocol != HEADER_DESTINATION && h->protocol != HEADER_FRAGMENT)
 			return PASS;
-		if (bpf_skb_load_bytes(skb, h->end, extension, sizeof(extension)))
+		if (bpf_skb_load_bytes(skb, h->end, &extension, sizeof(extension)))
 			return MALFORMED;
-		size = (extension[1] + 1) * 8;
+		if (h->protocol == HEADER_FRAGMENT) {
+			size = 8;
+			p->identification = extension.identification;
+			if (extension.fragment & bpf_htons(IPV6_FRAGMENT))
+				p->fragment = extension.fragment & bpf_htons(IPV6_OFFSET) ? LATER : FIRST;
+			if (skb->gso_size)
+				return MALFORMED;
+		} else {
+			size = (extension.size + 1) * 8;
+		}
 		h->end += size;
 		if (jumbo && h->protocol == HEADER_HOP_BY_HOP)
 			h->total -= size; /* the kernel's own; taken out when it cuts */
 		else
 			h->repeated += size;
-		h->protocol = extension[0];
+		h->protocol = extension.next;
+		if (p->fragment == LATER)
+			return PASS;
 	}
 	return PASS;
 }
@@ -200,9 +249,80 @@ INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p)
 		return MALFORMED;
 	__builtin_memcpy(p->source, ip.source, sizeof(ip.source));
 	__builtin_memcpy(p->destination, ip.destination, sizeof(ip.destination));
-	if (skb->gso_size && skip_extensions(skb, &h, !payload) != PASS)
+	__builtin_memcpy(&p->mark, &ip, sizeof(p->mark));
+	if (skip_extensions(skb, p, &h, !payload) != PASS)
 		return MALFORMED;
+	p->transport = h.end;
+	p->end = LINK_HEADER + sizeof(ip) + payload;
+	p->protocol = h.protocol;
 	return measure(skb, &h, p);
+}
+
+INLINE int is_icmp(const struct packet *p)
+{
+	return p->protocol == (p->type == TYPE_IPV4 ? PROTOCOL_ICMP : PROTOCOL_ICMPV6);
+}
+
+INLINE int is_echo(const struct packet *p)
+{
+	return is_icmp(p) && p->icmp == (p->type == TYPE_IPV4 ? ECHO : ECHO6);
+}
+
+INLINE int is_echo_reply(const struct packet *p)
+{
+	return is_icmp(p) && p->icmp == (p->type == TYPE_IPV4 ? ECHO_REPLY : ECHO6_REPLY);
+}
+
+/* Destination unreachable, time exceeded and their like: they quote a packet. */
+INLINE int is_icmp_error(const struct packet *p)
+{
+	if (!is_icmp(p))
+		return 0;
+	if (p->type == TYPE_IPV6)
+		return p->icmp <= LAST_ERROR6;
+	return p->icmp == 3 || p->icmp == 4 || p->icmp == 11 || p->icmp == 12;
+}
+
+INLINE int has_ports(__u32 protocol)
+{
+	return protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP || protocol == PROTOCOL_SCTP ||
+	       protocol == PROTOCOL_DCCP || protocol == PROTOCOL_UDPLITE;
+}
+
+/*
+ * Read ports, or type and identifier of ICMP. A first fragment that ends before them is malformed:
+ * it hides them, and no honest stack cuts so short. A whole packet that ends before them has none;
+ * what comes after its end in the frame is not the packet's.
+ */
+INLINE int parse_transport(struct __sk_buff *skb, struct packet *p)
+{
+	union {
+		struct {
+			__u16 source, destination;
+		};
+		struct {
+			__u8 type, code;
+			__u16 checksum, identifier, sequence;
+		};
+	} u = {};
+
+	if (p->fragment == LATER)
+		return PASS;
+	if (p->transport + (is_icmp(p) ? 8 : 4) > p->end && !skb->gso_size)
+		return p->fragment == FIRST ? MALFORMED : PASS;
+	if (has_ports(p->protocol)) {
+		if (bpf_skb_load_bytes(skb, p->transport, &u, 4))
+			return MALFORMED;
+		p->source_port = bpf_ntohs(u.source);
+		p->destination_port = bpf_ntohs(u.destination);
+	} else if (is_icmp(p)) {
+		if (bpf_skb_load_bytes(skb, p->transport, &u, 8))
+			return MALFORMED;
+		p->icmp = u.type;
+		if (is_echo(p) || is_echo_reply(p))
+			p->source_port = p->destination_port = bpf_ntohs(u.identifier);
+	}
+	return PASS;
 }
 
 /* Take an IP packet apart; `p->type` and `p->bytes`, what there is of it, are known. */

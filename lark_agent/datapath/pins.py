@@ -64,7 +64,7 @@ def open_pins(root: Path, slots: int, loader: str, python: str) -> tuple[Path, d
         if loader == "bcc":
             loaders.with_bcc(python, current if keep else loading, loading)
         else:
-            used = {name: m for name, m in maps.items() if name != "class_names"}
+            used = {name: m for name, m in maps.items() if not name.endswith("_names")}
             loaders.with_libbpf(used, loading)
         if keep:
             for name in PROGRAMS:

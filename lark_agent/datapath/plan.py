@@ -15,16 +15,16 @@ from enum import IntFlag
 from ipaddress import IPv6Address
 from typing import TYPE_CHECKING
 
-from lark_agent.datapath.layout import ALL_CLASSES, MOST_QUOTAS, PLAN_SIZES, VERSION
+from lark_agent.datapath.layout import ALL_CLASSES, MOST_QUOTAS, MOST_SERVICES, PLAN_SIZES, VERSION
 from lark_agent.model import Inbound, Peers
 
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
-ALL_SERVICES = 0xFFFFFFFF
+ALL_SERVICES = (1 << MOST_SERVICES) - 1
 """Mask of a job that may use every listed service of the worker."""
 BOTH_DIRECTIONS = 3
-_PEERS = {Peers.NONE: 0, Peers.OWNER: 1, Peers.GROUP: 2, Peers.ALL: 3}
+PEERS = {Peers.NONE: 0, Peers.OWNER: 1, Peers.GROUP: 2, Peers.ALL: 3}
 _INBOUND = {Inbound.NONE: 0, Inbound.ESTABLISHED: 1, Inbound.PORTS: 2, Inbound.ALL: 3}
 _WHO = struct.Struct("=II4s6s2x16sI8s8s")  # all of layout 2
 _WHAT = struct.Struct("=16s7I4x")
@@ -70,8 +70,6 @@ class SlotPlan:
     """Accounting group. Nobody else has an empty owner or group."""
     link: bool = False
     """The sandbox sits on a layer-2 network of others, and finds its neighbours itself."""
-    setup: bool = False
-    """No job yet: only what finds an address passes."""
     router: bool = False
     """Addresses come from router advertisements (SLAAC)."""
     dhcp: bool = False
@@ -87,8 +85,6 @@ class SlotPlan:
     """(IP protocol, port) of what `Inbound.PORTS` opens."""
     services: int = ALL_SERVICES
     """Bit n: service n of the worker is allowed."""
-    epoch: int = 0
-    """Tells this job from the slot's earlier ones; set by `Datapath.activate`."""
     quotas: tuple[QuotaUse, ...] = ()
     """At most MOST_QUOTAS."""
 
@@ -100,25 +96,28 @@ class SlotPlan:
         identifier = bytes([self.mac[0] ^ 2]) + self.mac[1:3] + b"\xff\xfe" + self.mac[3:]
         return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
 
-    def packed(self, *, active: bool) -> bytes:
-        """Return the map value."""
+    def packed(self, *, active: bool = False, setup: bool = False, epoch: int = 0) -> bytes:
+        """Return the map value: of a job, of a sandbox that gets its addresses, or of neither.
+
+        `epoch` tells the flows and ports of this job from those of the slot's earlier ones.
+        """
         if len(self.quotas) > MOST_QUOTAS:
             raise ValueError(
                 f"{len(self.quotas)} quotas for one job; there is room for {MOST_QUOTAS}"
             )
         flags = Flag(0)
         for flag, given in (
-            (Flag.ACTIVE, active), (Flag.LINK, self.link), (Flag.SETUP, self.setup),
+            (Flag.ACTIVE, active), (Flag.LINK, self.link), (Flag.SETUP, setup),
             (Flag.ROUTER, self.router), (Flag.DHCP, self.dhcp),
         ):  # fmt: skip
             flags |= flag if given else 0
         who = _WHO.pack(
             *(flags, self.classes, _bytes(self.addr4, 4), self.mac, _bytes(self.addr6, 16)),
-            *(_PEERS[self.peers], identity(self.owner), identity(self.group)),
+            *(PEERS[self.peers], identity(self.owner), identity(self.group)),
         )
         what = _WHAT.pack(
             *(_bytes(self.link6, 16), self.dscp, self.flow_label, *self.queues),
-            *(_INBOUND[self.inbound], self.services, self.epoch),
+            *(_INBOUND[self.inbound], self.services, epoch),
         )
         quotas = (_QUOTA.pack(use.quota + 1, use.classes, use.directions) for use in self.quotas)
         return (who + what + b"".join(quotas)).ljust(PLAN_SIZES[VERSION], b"\0")
@@ -128,6 +127,16 @@ def plan_state(value: bytes | memoryview) -> tuple[bool, int]:
     """Return (is active, class mask) of a value of the map `plan`, of any version."""
     flags, classes = _STATE.unpack_from(value)
     return bool(flags & Flag.ACTIVE), classes
+
+
+def plan_services(value: bytes) -> int:
+    """Return the service mask of a value of the map `plan`, of this version."""
+    return int(_WHAT.unpack_from(value, _WHO.size)[-2])
+
+
+def plan_epoch(value: bytes) -> int:
+    """Return the epoch of a value of the map `plan`, of this version."""
+    return int(_WHAT.unpack_from(value, _WHO.size)[-1])
 
 
 def carried_plan(value: bytes) -> bytes:

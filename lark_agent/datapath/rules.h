@@ -13,6 +13,11 @@
 
 #include "packet.h"
 
+INLINE int same_address(const __u32 *a, const __u32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
 INLINE int is_own_address(const struct plan *own, const struct packet *p, const __u32 *address)
 {
 	if (p->type == TYPE_IPV4)
@@ -20,8 +25,7 @@ INLINE int is_own_address(const struct plan *own, const struct packet *p, const 
 	/* a job without IPv6 has the address ::, which is nobody's */
 	if (!(own->addr6[0] | own->addr6[1] | own->addr6[2] | own->addr6[3]))
 		return 0;
-	return address[0] == own->addr6[0] && address[1] == own->addr6[1] &&
-	       address[2] == own->addr6[2] && address[3] == own->addr6[3];
+	return same_address(address, own->addr6);
 }
 
 /* Addresses that mean something only on one host or one link. */
@@ -49,13 +53,22 @@ INLINE struct destination *find_destination(const struct packet *p, const __u32 
 	}
 }
 
-INLINE int admits(const struct plan *one, const struct plan *other)
+/* Whether a job with these settings admits the other one. */
+INLINE int agrees(__u32 peers, __u64 owner, __u64 group, __u64 other_owner, __u64 other_group)
 {
-	if (one->peers == PEERS_OWNER)
-		return one->owner && one->owner == other->owner;
-	if (one->peers == PEERS_GROUP)
-		return one->group && one->group == other->group;
-	return one->peers == PEERS_ALL;
+	if (peers == PEERS_OWNER)
+		return owner && owner == other_owner;
+	if (peers == PEERS_GROUP)
+		return group && group == other_group;
+	return peers == PEERS_ALL;
+}
+
+INLINE int admit_each_other(const struct plan *own, __u32 peers, __u64 owner, __u64 group)
+{
+	return agrees(own->peers, own->owner, own->group, owner, group) &&
+			       agrees(peers, owner, group, own->owner, own->group)
+		       ? PASS
+		       : PEER_DENIED;
 }
 
 /* The rule for other jobs of this worker; `first` is where their range of addresses begins. */
@@ -70,20 +83,25 @@ INLINE int admit_peer(const struct plan *own, const struct packet *p, const __u3
 		return PEER_DENIED;
 	if (is_own_address(own, p, address))
 		return PEER_DENIED;
-	return admits(own, peer) && admits(peer, own) ? PASS : PEER_DENIED;
+	return admit_each_other(own, peer->peers, peer->owner, peer->group);
 }
 
-/* The rules for the other side of a packet; `row` becomes the class to count under. */
-INLINE int admit_remote(const struct plan *own, const struct packet *p, enum direction direction,
-			__u32 *row)
+/* The rule for jobs that only the agent's list tells. */
+INLINE int admit_remote_job(const struct plan *own, const struct packet *p, const __u32 *address)
 {
-	const __u32 *remote = direction == SENT ? p->destination : p->source;
-	struct destination *found = find_destination(p, remote);
+	struct address key = {};
+	struct remote_job *peer;
 
-	*row = found ? found->class % CLASSES : 0;
-	if (found && found->first)
-		return admit_peer(own, p, remote, found->first);
-	return own->classes >> *row & 1 ? PASS : CLASS_DENIED;
+	if (p->type == TYPE_IPV4) {
+		key.word[2] = bpf_htonl(0xffff);
+		key.word[3] = address[0];
+	} else {
+		__builtin_memcpy(key.word, address, sizeof(key.word));
+	}
+	peer = find_remote_job(&key);
+	if (!peer || is_own_address(own, p, address))
+		return PEER_DENIED;
+	return admit_each_other(own, peer->peers, peer->owner, peer->group);
 }
 
 /*

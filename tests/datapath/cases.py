@@ -169,8 +169,9 @@ def coming(packet: bytes, reason: DropReason | None, name: str, size: int) -> Ca
 INBOUND = [
     coming(ipv4(source=FAR4, destination=JOB4), None, "from far4", 84),
     coming(ipv6(source=FAR6, destination=JOB6), None, "from far6", 104),
-    coming(ipv4(source="100.98.0.1", destination=JOB4), None, "from gateway4", 84),
-    coming(ipv6(source="fd6c:6172:6b00::1", destination=JOB6), None, "from gateway6", 104),
+    coming(ipv4(source="100.98.0.1", destination=JOB4), DropReason.INBOUND_DENIED, "gateway4", 84),
+    coming(ipv6(source="fd6c:6172:6b00::1", destination=JOB6), DropReason.INBOUND_DENIED,
+           "gateway6", 104),
     Case("merged", Frame(back(ip4(ipv4(tcp(bytes(1000)), TCP, FAR4, JOB4))), 300, 4), None,
          Count(4, 1160)),
     coming(ipv4(source=FAR4, destination="100.98.0.6"), DropReason.SPOOFED_ADDRESS, "misled", 84),

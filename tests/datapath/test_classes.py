@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lark_agent.datapath.classes import assign, build_table
-from lark_agent.datapath.layout import ALL_CLASSES, NOBODY, Destination
+from lark_agent.datapath.layout import ALL_CLASSES, NOBODY, WORKER, Destination
 from lark_agent.errors import ConfigurationError, PrerequisiteError
 from lark_agent.model import (
     BUILT_IN_CLASSES,
@@ -68,7 +68,7 @@ def test_a_network_among_the_sandboxes_is_refused() -> None:
 
 
 def test_wider_networks_leave_sandboxes_apart() -> None:
-    """A class around the sandboxes' ranges is allowed; the ranges stay jobs, the gateway other."""
+    """A class around the sandboxes' ranges is allowed; the ranges stay jobs, the gateway worker."""
     networks: dict[IPv4Network | IPv6Network, Destination] = dict(
         build_table(
             assign((), (), ["shared"]), {"shared": ["100.64.0.0/10"]}, PEERS, GATEWAYS
@@ -78,7 +78,7 @@ def test_wider_networks_leave_sandboxes_apart() -> None:
     assert networks[ip_network("100.64.0.0/10")] == Destination(1)
     assert networks[ip_network("100.98.0.0/16")] == Destination(jobs, 0x64620002)
     assert networks[ip_network("fd6c:6172:6b00::/64")] == Destination(jobs, 2)
-    assert networks[ip_network("100.98.0.1/32")] == Destination(0)
+    assert networks[ip_network("100.98.0.1/32")] == Destination(14, WORKER)
 
 
 def test_without_a_number_for_jobs_nobody_is_a_peer() -> None:

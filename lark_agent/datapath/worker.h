@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The worker itself: a job reaches the services that the site lists and its plan allows, and no
+ * other port, whatever address of the worker it uses.
+ *
+ * What comes from the worker passes if it is an answer of such a service, or if the plan lets others
+ * in and this is for a port that it opens; then the job's answers pass as well. Later fragments to
+ * the worker are refused (they show no port, and no service needs them); from it they pass, for
+ * without the first they are nothing.
+ */
+#ifndef LARK_WORKER_H
+#define LARK_WORKER_H
+
+#include "flows.h"
+
+INLINE int is_allowed_service(const struct plan *own, const struct packet *p, __u32 port)
+{
+	struct service key = {.protocol = p->protocol, .port = port};
+	__u32 *number;
+
+	if (!has_ports(p->protocol))
+		key.port = 0;
+	number = find_service(&key);
+	return number && *number < 32 && (own->services >> *number & 1);
+}
+
+INLINE int admit_worker(__u32 slot, const struct plan *own, const struct packet *p,
+			enum direction direction)
+{
+	struct flow flow = {};
+
+	name_flow(&flow, slot, own, p, direction);
+	flow.protocol |= FLOW_WORKER;
+	if (direction == SENT) {
+		if (p->fragment == LATER)
+			return SERVICE_DENIED;
+		/* of ICMP only questions: errors could end what the worker does with others */
+		if (!is_icmp(p) || is_echo(p))
+			if (is_allowed_service(own, p, p->destination_port))
+				return PASS;
+		if (is_icmp(p) && !is_echo_reply(p))
+			return SERVICE_DENIED;
+		return know_flow(&flow, 1) ? PASS : SERVICE_DENIED;
+	}
+	if (p->fragment == LATER || is_icmp_error(p))
+		return PASS;
+	if (!is_icmp(p) || is_echo_reply(p))
+		if (is_allowed_service(own, p, p->source_port))
+			return PASS;
+	if (!is_open(slot, own, p))
+		return INBOUND_DENIED;
+	note_flow(&flow);
+	return PASS;
+}
+
+#endif
