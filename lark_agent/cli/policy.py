@@ -114,11 +114,11 @@ def _text(file: Path) -> str:
 def _examined(text: str) -> tuple[AgentSettings | None, list[Finding]]:
     """Find what the settings and the compiler of the policy find, of a file as it stands."""
     from lark_agent.config import AgentSettings, examine  # noqa: PLC0415  --help stays fast
-    from lark_agent.policy import site  # noqa: PLC0415  as above
+    from lark_agent.policy.checking import findings  # noqa: PLC0415  as above
 
     settings, found = examine(AgentSettings, text)
     if settings is not None:
-        found += site.findings(settings)
+        found += findings(settings)
     return settings, found
 
 

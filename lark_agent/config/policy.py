@@ -133,10 +133,10 @@ class Requests(Section, frozen=True):
     `[networks]`; RequestBandwidth without an `[uplink] rate`."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
-        """Check the rate, and what a job cannot open without naming ports."""
+        """Check the rate, and that what a job opens by true or false is nothing or all."""
         yield from rate_findings(self, "bandwidth")
-        if self.inbound is Inbound.PORTS:
-            yield "inbound", "a job cannot name ports; use established or all"
+        if self.inbound not in {Inbound.ESTABLISHED, Inbound.ALL}:
+            yield "inbound", f"'{self.inbound}' is no bound of a request; use established or all"
 
 
 class OnFailure(StrEnum):

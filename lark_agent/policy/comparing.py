@@ -18,13 +18,21 @@ _WIDER = {
     Peers.ALL: {Peers.ALL},
 }
 _INBOUND = list(Inbound)  # from the narrowest
-_ANY = frozenset({"ipv4", "ipv6"})
+_LOWER_EFFORT = frozenset({1, 8})
+"""Code points below the default 0: LE (RFC 8622) and CS1 (RFC 4594)."""
 
 
 def no_more_than(less: NetworkPlan, more: NetworkPlan) -> bool:
-    """Tell whether a plan allows nothing that the other does not."""
+    """Tell whether a plan allows nothing that the other does not.
+
+    Reflexive and transitive. What cannot be ranked (queues, networks) must be the same.
+    """
+    if more.cut and not less.cut:
+        return False
     if less.connectivity is Connectivity.NONE:
-        return True
+        return not less.services or (
+            _subset(less.services, _services(more)) and _moves_no_more(less, more)
+        )
     return (
         less.connectivity is more.connectivity
         and less.network == more.network
@@ -35,6 +43,13 @@ def no_more_than(less: NetworkPlan, more: NetworkPlan) -> bool:
         and _moves_no_more(less, more)
         and more.ip in {Family.ANY, Family.BOTH, less.ip}
     )
+
+
+def _services(plan: NetworkPlan) -> Collection[str] | None:
+    """Return the services of a plan; without a network it has only those that it names."""
+    if plan.connectivity is Connectivity.NONE and plan.services is None:
+        return ()
+    return plan.services
 
 
 def _subset(less: Collection[str] | None, more: Collection[str] | None) -> bool:
@@ -69,10 +84,14 @@ def _moves_no_more(less: NetworkPlan, more: NetworkPlan) -> bool:
         and sure
         and less.queue == more.queue
         and less.priority >= more.priority
-        and less.dscp in {0, more.dscp}
+        and _marks_no_more(less.dscp, more.dscp)
         and less.flow_label in {0, more.flow_label}
         and set(more.quotas) <= set(less.quotas)
     )
+
+
+def _marks_no_more(less: int, more: int) -> bool:
+    return less == more or less in _LOWER_EFFORT or (less == 0 and more not in _LOWER_EFFORT)
 
 
 def written(plan: NetworkPlan, setting: str) -> str:

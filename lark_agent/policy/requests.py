@@ -11,7 +11,7 @@ where a rule gives it (rules see RequestedProfile) or the site lists it under [r
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from lark_agent.config import Unsupported, Wish
@@ -42,40 +42,50 @@ _PROTOCOLS = {
     frozenset({"ipv4", "ipv6"}): Family.BOTH,
 }
 _NARROWER = {Family.IPV4, Family.IPV6}
+_COUNTED = {VLAN, BANDWIDTH}
+"""What zero asks nothing of."""
 
 Change = tuple[str, "NetworkPlan", str]
 """Who asked, the plan from then on, and why."""
 
 
-def fulfil(
-    plan: NetworkPlan,
-    set_by_rules: Callable[[NetworkPlan], NetworkPlan],
-    requested: str,
-    ad: Ad,
-    allowed: Requests,
-    words: Vocabulary,
-) -> Iterator[Change]:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What one job's requests are held against."""
+
+    allowed: Requests
+    words: Vocabulary
+    set_by_rules: Callable[[NetworkPlan], NetworkPlan]
+    """Puts the values that rules computed over those of a plan; raises PolicyRefusal."""
+
+
+def fulfil(plan: NetworkPlan, requested: str, ad: Ad, bounds: Bounds) -> Iterator[Change]:
     """Yield what a job's requests make of the plan that the rules gave; raises PolicyRefusal.
 
-    `set_by_rules` puts the values that rules computed over those of a profile.
+    `requested` is the profile that the job asks for, "" if it does not.
     """
     asked = {name.lower(): value for name, value in ad.items() if name.lower() in NAMES}
-    asked = _possible(asked, allowed, words)
+    asked = _possible(asked, bounds)
     if requested and requested != plan.profile:
-        plan, why = _profile(plan, set_by_rules, requested, allowed, words)
+        plan, why = _profile(plan, requested, bounds)
         yield PROFILE, plan, why
     for name, grant in _GRANTS:
         value = asked.get(name.lower())
-        if value is None or value == "" or (value == 0 and name in {VLAN, BANDWIDTH}):
+        if value is None or value == "" or (name in _COUNTED and _is_zero(value)):
             continue
-        after = grant(plan, value, allowed, words)
+        after = grant(plan, value, bounds)
         if after is not plan:
             yield name, after, f"the job asks for {name} = {value}"
         plan = after
 
 
-def _network(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary) -> NetworkPlan:
+def _is_zero(value: Value | None) -> bool:
+    return not isinstance(value, bool) and value in {"0", 0}
+
+
+def _network(plan: NetworkPlan, value: Value, bounds: Bounds) -> NetworkPlan:
     """Put the job on the network that it names, by name or VLAN id."""
+    words = bounds.words
     try:
         there = words.check(words.put(plan, "network", value))
     except UnusableValue as error:
@@ -84,7 +94,8 @@ def _network(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabula
         ) from error
     if there.network == plan.network:
         return plan
-    if there.network not in allowed.networks:
+    free = there.network in bounds.allowed.networks and plan.connectivity is not Connectivity.NONE
+    if not free or bounds.set_by_rules(there).network != there.network:
         raise PolicyRefusal(
             f"the site's rules do not put this job on network '{there.network}' ({VLAN} = "
             f"{value}); ask the site for a rule, or leave the request out"
@@ -92,36 +103,36 @@ def _network(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabula
     return there
 
 
-def _bandwidth(
-    plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary
-) -> NetworkPlan:
+def _bandwidth(plan: NetworkPlan, value: Value, bounds: Bounds) -> NetworkPlan:
     """Guarantee what the job asks for, both ways."""
     try:
-        asked, free = rates(value), rates(allowed.bandwidth or 0)
+        asked, free = rates(value), rates(bounds.allowed.bandwidth or 0)
     except NotAQuantity as error:
         raise PolicyRefusal(f"the job asks for {BANDWIDTH}: {error}") from error
-    if not asked:
-        return plan
-    bounds = Rates(max(plan.guarantee.sent, free.sent), max(plan.guarantee.received, free.received))
-    if asked.sent > bounds.sent or asked.received > bounds.received:
+    given = plan.guarantee
+    most = Rates(max(given.sent, free.sent), max(given.received, free.received))
+    if plan.connectivity is Connectivity.NONE:
+        most = Rates()
+    if asked.sent > most.sent or asked.received > most.received:
         raise PolicyRefusal(
             f"the job asks for {BANDWIDTH} = {value} ({rates_text(asked)}), and the site gives it "
-            f"at most {rates_text(bounds)}; ask for less, or the site for a rule"
+            f"at most {rates_text(most)}; ask for less, or the site for a rule"
         )
     try:
-        return words.check(replace(plan, guarantee=asked))
+        return bounds.words.check(replace(plan, guarantee=asked))
     except UnusableValue as error:
-        raise PolicyRefusal(f"the job asks for {BANDWIDTH} = {value}: {error}") from error
+        raise PolicyRefusal(
+            f"the job asks for {BANDWIDTH} = {value}: {error}; ask for less"
+        ) from error
 
 
-def _protocol(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary) -> NetworkPlan:
+def _protocol(plan: NetworkPlan, value: Value, bounds: Bounds) -> NetworkPlan:
     """Use the address families that the job names."""
-    del words
-    if allowed.ip_protocol is Wish.IGNORE:
+    if bounds.allowed.ip_protocol is Wish.IGNORE:
         return plan
     named = value.lower().replace(" ", "") if isinstance(value, str) else ""
     family = _PROTOCOLS.get(frozenset(named.split(",")))
-    if allowed.ip_protocol is Wish.REFUSE or family is None:
+    if bounds.allowed.ip_protocol is Wish.REFUSE or family is None:
         raise PolicyRefusal(
             f"the job asks for {PROTOCOL} = {value}, which "
             + ("this site does not let jobs ask for" if family else "is not IPv4, IPv6 or both")
@@ -129,17 +140,21 @@ def _protocol(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabul
         )
     if plan.ip in _NARROWER and family is not plan.ip:
         raise PolicyRefusal(
-            f"the job asks for {PROTOCOL} = {value}, and the site's rules give it {plan.ip} only"
+            f"the job asks for {PROTOCOL} = {value}, and the site's rules give it {plan.ip} only; "
+            "leave the request out of the job"
         )
     return replace(plan, ip=family) if family is not plan.ip else plan
 
 
-def _outbound(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary) -> NetworkPlan:
-    del words
-    wish = _wish(OUTBOUND, value, allowed.outbound_connectivity)
-    if wish is False and plan.connectivity is not Connectivity.NONE:
-        return replace(plan, connectivity=Connectivity.NONE, network="")
-    if wish is True and plan.connectivity is Connectivity.NONE:
+def _outbound(plan: NetworkPlan, value: Value, bounds: Bounds) -> NetworkPlan:
+    """Take the network away, or insist on one that leads somewhere."""
+    wish = _wish(OUTBOUND, value, bounds.allowed.outbound_connectivity)
+    if wish is False:
+        if plan.services is not None:
+            plan = replace(plan, services=frozenset())
+        alone = replace(plan, connectivity=Connectivity.NONE, network="")
+        return replace(alone, guarantee=Rates(), queue="")
+    if wish is True and (plan.connectivity is Connectivity.NONE or plan.reach == frozenset()):
         raise PolicyRefusal(
             f"the job asks for {OUTBOUND} = true, and the site's rules give it no network "
             f"(profile '{plan.profile}'); ask the site for a rule, or leave the request out"
@@ -147,26 +162,29 @@ def _outbound(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabul
     return plan
 
 
-def _inbound(plan: NetworkPlan, value: Value, allowed: Requests, words: Vocabulary) -> NetworkPlan:
-    del words
-    wish = _wish(INBOUND, value, allowed.inbound_connectivity)
+def _inbound(plan: NetworkPlan, value: Value, bounds: Bounds) -> NetworkPlan:
+    """Close every way in but for answers, or open all, where there is a network."""
+    wish = _wish(INBOUND, value, bounds.allowed.inbound_connectivity)
     opened = plan.inbound in {Inbound.PORTS, Inbound.ALL}
     if wish is False and (opened or plan.peers is not Peers.NONE):
         kept = Inbound.ESTABLISHED if opened else plan.inbound
         return replace(plan, peers=Peers.NONE, inbound=kept, ports=())
-    if wish is not True or opened:
+    if wish is not True:
         return plan
-    if allowed.inbound is not Inbound.ALL:
+    connected = plan.connectivity is not Connectivity.NONE
+    if connected and opened:
+        return plan
+    there = replace(plan, inbound=Inbound.ALL)
+    free = connected and bounds.allowed.inbound is Inbound.ALL
+    if not free or bounds.set_by_rules(there).inbound is not Inbound.ALL:
         raise PolicyRefusal(
             f"the job asks for {INBOUND} = true, and the site's rules let nothing in but answers; "
             "ask the site for a rule, or leave the request out"
         )
-    return replace(plan, inbound=Inbound.ALL)
+    return there
 
 
-_GRANTS: tuple[
-    tuple[str, Callable[[NetworkPlan, Value, Requests, Vocabulary], NetworkPlan]], ...
-] = (
+_GRANTS: tuple[tuple[str, Callable[[NetworkPlan, Value, Bounds], NetworkPlan]], ...] = (
     (VLAN, _network),
     (OUTBOUND, _outbound),
     (INBOUND, _inbound),
@@ -176,20 +194,23 @@ _GRANTS: tuple[
 """Attribute → what granting it makes of a plan, the same plan if nothing; raises PolicyRefusal."""
 
 
-def _possible(asked: Ad, allowed: Requests, words: Vocabulary) -> Ad:
+def _possible(asked: Ad, bounds: Bounds) -> Ad:
     """Return the requests without those that this worker can fulfil for nobody."""
+    words = bounds.words
     # in LARK, NetworkAccounting = true asks for what every job has here
+    accounting = asked.get(ACCOUNTING.lower(), True) is not True
     lacking = {
-        ACCOUNTING: asked.get(ACCOUNTING.lower()) is False and "every job is accounted for here",
+        ACCOUNTING: accounting and "every job is accounted for here",
         VLAN: not words.networks and "this worker has no [networks]",
         BANDWIDTH: not words.uplink and "this worker has no [uplink] rate to guarantee it of",
     }
     possible = dict(asked)
     for name, why in lacking.items():
         value = possible.get(name.lower())
-        if not why or value is None or (name != ACCOUNTING and value in {"", 0}):
+        nothing = name in _COUNTED and (value == "" or _is_zero(value))
+        if not why or value is None or nothing:
             continue
-        if allowed.unsupported is Unsupported.REFUSE:
+        if bounds.allowed.unsupported is Unsupported.REFUSE:
             raise PolicyRefusal(
                 f"the job asks for {name} = {value}, and {why}; leave the request out"
             )
@@ -210,22 +231,17 @@ def _wish(name: str, value: Value, allowed: Wish) -> bool | None:
     return value
 
 
-def _profile(
-    plan: NetworkPlan,
-    set_by_rules: Callable[[NetworkPlan], NetworkPlan],
-    requested: str,
-    allowed: Requests,
-    words: Vocabulary,
-) -> tuple[NetworkPlan, str]:
+def _profile(plan: NetworkPlan, requested: str, bounds: Bounds) -> tuple[NetworkPlan, str]:
     """Return the plan of the requested profile and why the job may have it."""
     try:
-        alone = words.check(words.plan(requested))
+        alone = bounds.words.plan(requested)
     except UnusableValue as error:
         raise PolicyRefusal(str(error)) from error
+    alone = bounds.words.check(alone)  # sound, or the file would not have been loaded
     if no_more_than(alone, plan):
         return alone, "it allows no more than the rules do"
-    if requested in allowed.profiles:
-        return set_by_rules(alone), "[requests] profiles lists it"
+    if requested in bounds.allowed.profiles:
+        return bounds.set_by_rules(alone), "[requests] profiles lists it"
     raise PolicyRefusal(
         f"the site's rules give this job network profile '{plan.profile}', not '{requested}'; "
         "ask the site for a rule, or leave the request out"

@@ -21,25 +21,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from lark_agent.config import Finding, refuse
+from lark_agent.config import refuse
 from lark_agent.errors import PolicyRefusal
-from lark_agent.model import Connectivity, NetworkPlan
 from lark_agent.policy import requests
+from lark_agent.policy.checking import expressions, findings
 from lark_agent.policy.comparing import written
-from lark_agent.policy.expressions import Ads, Expression, NotAnExpression, described
+from lark_agent.policy.expressions import Ads, Expression, described
+from lark_agent.policy.facts import facts
 from lark_agent.policy.overrides import Overrides
-from lark_agent.policy.vocabulary import SETTINGS, UnusableValue, Vocabulary, given
+from lark_agent.policy.vocabulary import SETTINGS, UnusableValue, Vocabulary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from lark_agent.config import AgentSettings, Callout, Requests, Rule
-    from lark_agent.model import Job
+    from lark_agent.model import Job, NetworkPlan
     from lark_agent.policy.ads import Ad
 
 NO_OBJECTION = Overrides()
-_BLANK = NetworkPlan("", Connectivity.NAT)
 
 
 class Step(NamedTuple):
@@ -129,10 +129,10 @@ class SitePolicy:
             values[setting] = value
             trace.append(Step("callout", setting, written(plan, setting), "it answers so"))
         plan = self._whole(plan)
-        for by, after, why in requests.fulfil(
-            plan, lambda it: self._whole(_with(self.words, it, values)), asking.requested,
-            asking.ad, self.requests, self.words,
-        ):  # fmt: skip
+        bounds = requests.Bounds(
+            self.requests, self.words, lambda it: self._whole(_with(self.words, it, values))
+        )
+        for by, after, why in requests.fulfil(plan, asking.requested, asking.ad, bounds):
             trace.extend(_differences(by, plan, after, why))
             plan = after
         return plan
@@ -149,15 +149,15 @@ class SitePolicy:
 
     def ads(self, asking: Asking) -> tuple[Ad, Ad]:
         """Return the job ad and the machine ad as rules and the callout see them."""
-        facts = {**_facts(asking.job), requests.PROFILE: asking.requested}
-        ours = {name.lower() for name in facts}
+        ours = {**facts(asking.job), requests.PROFILE: asking.requested}
+        taken = {name.lower() for name in ours}
         # ClassAd names have no case: an "owner" of the ad must not stand beside our "Owner"
-        job = {name: value for name, value in asking.ad.items() if name.lower() not in ours}
-        hidden = ours | {name.lower() for name in self.machine}
+        job = {name: value for name, value in asking.ad.items() if name.lower() not in taken}
+        hidden = taken | {name.lower() for name in self.machine}
         machine = asking.machine if asking.job.verified else {}
         machine = {name: value for name, value in machine.items() if name.lower() not in hidden}
-        sites = {name: value for name, value in self.machine.items() if name.lower() not in ours}
-        return {**job, **facts}, {**machine, **sites}
+        sites = {name: value for name, value in self.machine.items() if name.lower() not in taken}
+        return {**job, **ours}, {**machine, **sites}
 
     def _by_rules(self, ads: Ads, trace: list[Step]) -> tuple[str, dict[str, object]]:
         """Return the profile that the rules give, and the values that they set over it."""
@@ -169,7 +169,8 @@ class SitePolicy:
                 trace.append(Step(rule.name, "", "", f"{rule.when.text} is {described(verdict)}"))
                 continue
             for setting, expression in rule.values:
-                if setting in values:
+                # a network was named with its connectivity
+                if setting in values or (setting == "connectivity" and "network" in values):
                     trace.append(Step(rule.name, "", "", f"{setting} was set before"))
                     continue
                 value = expression.evaluate(ads)
@@ -203,53 +204,8 @@ class SitePolicy:
             ) from error
 
 
-def findings(settings: AgentSettings) -> Iterator[Finding]:
-    """Yield every expression of a configuration that cannot be used."""
-    words = Vocabulary.of(settings)
-    nobody = Ads({}, {})
-    yield from _profile_findings(settings, words)
-    for number, rule in enumerate(settings.rules, 1):
-        for key, text in _expressions(rule):
-            where = f"rules[{number}].{key}"
-            try:
-                expression = Expression.compile(text)
-                if expression.constant and key != "when":
-                    words.put(_BLANK, key.removeprefix("set."), expression.evaluate(nobody))
-            except (NotAnExpression, UnusableValue) as error:
-                yield Finding(where, f"{error}")
-    taken = {name.lower() for name in FACTS}
-    for name in settings.machine:
-        if name.lower() in taken:
-            yield Finding(f"machine.{name}", "is a fact about the job; use another name")
-
-
-def _profile_findings(settings: AgentSettings, words: Vocabulary) -> Iterator[Finding]:
-    """Yield what the site's profiles say that no plan can be made of."""
-    for name, profile in settings.profiles.items():
-        plan, sound = _BLANK, True
-        for setting, value in given(profile):
-            try:
-                plan = words.put(plan, setting, value)
-            except UnusableValue as error:
-                sound = False
-                if setting != "reach" and (setting, value) != ("connectivity", "routed"):
-                    yield Finding(f"profiles.{name}.{setting}", f"{error}")
-        try:
-            if sound:
-                words.check(plan)
-        except UnusableValue as error:
-            yield Finding(f"profiles.{name}", f"{error}")
-
-
-def _expressions(rule: Rule) -> Iterator[tuple[str, str]]:
-    yield "when", rule.when
-    for setting in SETTINGS:
-        if text := getattr(rule.set, setting):
-            yield f"set.{setting}", text
-
-
 def _compiled(number: int, rule: Rule) -> CompiledRule:
-    compiled = {key: Expression.compile(text) for key, text in _expressions(rule)}
+    compiled = {key: Expression.compile(text) for key, text in expressions(rule)}
     when = compiled.pop("when")
     values = tuple((key.removeprefix("set."), value) for key, value in compiled.items())
     return CompiledRule(f"rules[{number}]", when, rule.profile, values)
@@ -266,19 +222,3 @@ def _differences(by: str, before: NetworkPlan, after: NetworkPlan, why: str) -> 
     for setting in ("profile", *SETTINGS):
         if getattr(before, setting) != getattr(after, setting):
             yield Step(by, setting, written(after, setting), why)
-
-
-def _facts(job: Job) -> Ad:
-    """Return what every rule can rely on, whichever batch system started the job."""
-    return {
-        "Owner": job.owner,
-        "JobId": job.job_id,
-        "AcctGroup": job.accounting_group,
-        "Scheduler": job.scheduler.value,
-        "Uid": job.uid,
-        "IdentityVerified": job.verified,
-    }
-
-
-FACTS = ("Owner", "JobId", "AcctGroup", "Scheduler", "Uid", "IdentityVerified", requests.PROFILE)
-"""Attributes of the job ad that are the agent's word, not the ad's."""

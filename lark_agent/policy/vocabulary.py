@@ -94,23 +94,35 @@ class Vocabulary:
 
     def check(self, plan: NetworkPlan) -> NetworkPlan:
         """Return a plan whose settings go together; raises UnusableValue."""
-        layer2 = plan.connectivity in LAYER2
-        if layer2 and not plan.network:
-            plan = replace(plan, network=self._only_network(plan.connectivity))
-        if not layer2 and plan.network:
+        network = self.networks.get(plan.network)
+        if plan.connectivity not in LAYER2:
             plan = replace(plan, network="")
-        if plan.ports and plan.inbound is not Inbound.PORTS:
+        elif network is None or network.connectivity is not plan.connectivity:
+            plan = replace(plan, network=self._only_network(plan.connectivity))
+        if plan.inbound is not Inbound.PORTS:
             plan = replace(plan, ports=())
-        for sure, most, word in _directions(plan):
-            if sure and most and sure > most:
+        elif not plan.ports:
+            raise UnusableValue("inbound ports opens none; give ports, or inbound established")
+        for sure, most, word in _directions(plan.guarantee, plan.rate):
+            if most and sure > most:
                 raise UnusableValue(
                     f"the guarantee {rates_text(plan.guarantee)} is more than the rate "
                     f"{rates_text(plan.rate)} ({word})"
                 )
+        return self.bookable(plan)
+
+    def bookable(self, plan: NetworkPlan) -> NetworkPlan:
+        """Return a plan whose guarantee and queue this worker has; raises UnusableValue."""
         if (plan.guarantee or plan.queue) and not self.uplink:
             raise UnusableValue(
                 "guarantees and queues need [uplink] rate: nobody knows what there is to share"
             )
+        for sure, most, word in _directions(plan.guarantee, self.uplink):
+            if sure > most:
+                raise UnusableValue(
+                    f"the guarantee {rates_text(plan.guarantee)} is more than [uplink] rate "
+                    f"{rates_text(self.uplink)} ({word})"
+                )
         return plan
 
     def _only_network(self, kind: Connectivity) -> str:
@@ -130,9 +142,9 @@ def given(profile: Profile) -> Iterable[tuple[str, object]]:
             yield setting, list(value) if isinstance(value, tuple) else value
 
 
-def _directions(plan: NetworkPlan) -> Iterable[tuple[int, int, str]]:
-    yield plan.guarantee.sent, plan.rate.sent, "sent"
-    yield plan.guarantee.received, plan.rate.received, "received"
+def _directions(one: Rates, other: Rates) -> Iterable[tuple[int, int, str]]:
+    yield one.sent, other.sent, "sent"
+    yield one.received, other.received, "received"
 
 
 def _word(value: object, known: Collection[str]) -> str:
@@ -180,8 +192,18 @@ def _rates(value: object) -> Rates:
 
 
 def _connectivity(words: Vocabulary, value: object) -> dict[str, Any]:
-    known = sorted(kind.value for kind in words.connectivities)
-    return {"connectivity": Connectivity(_word(value, known))}
+    """Take a word that exists and that this worker offers."""
+    offered = sorted(kind.value for kind in words.connectivities)
+    try:
+        kind = Connectivity(_word(value, list(Connectivity)))
+    except UnusableValue as error:
+        raise UnusableValue(f"{described(value)} is not one of {', '.join(offered)}") from error
+    if kind in words.connectivities:
+        return {"connectivity": kind}
+    lacking = f"there is no network of connectivity {kind} under [networks]"
+    if kind is Connectivity.ROUTED:
+        lacking = "routed needs [addresses] routed6 or routed4"
+    raise UnusableValue(f"this worker offers {', '.join(offered)}: {lacking}")
 
 
 def _network(words: Vocabulary, value: object) -> dict[str, Any]:
@@ -189,12 +211,16 @@ def _network(words: Vocabulary, value: object) -> dict[str, Any]:
     if isinstance(value, str) and value.isdecimal() and value not in words.networks:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        found = [name for name, network in words.networks.items() if network.vlan == value]
+        found = [name for name, net in words.networks.items() if value and net.vlan == value]
         if len(found) != 1:
-            raise UnusableValue(f"{len(found)} networks under [networks] have VLAN id {value}")
+            raise UnusableValue(
+                f"{len(found)} networks under [networks] have VLAN id {value}; give a name"
+            )
         value = found[0]
     name = _one_name(value, words.networks, "network", "networks")
-    return {"network": name, "connectivity": words.networks[name].connectivity} if name else {}
+    if not name:
+        raise UnusableValue("it names no network; set connectivity for a job without one")
+    return {"network": name, "connectivity": words.networks[name].connectivity}
 
 
 def _reach(words: Vocabulary, value: object) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pytest
 from lark_agent.config import AgentSettings, parse
 from lark_agent.errors import PolicyRefusal
 from lark_agent.model import Job, Scheduler
+from lark_agent.policy.facts import FACTS
 from lark_agent.policy.requests import NAMES
-from lark_agent.policy.site import FACTS, Asking, SitePolicy
+from lark_agent.policy.site import Asking, SitePolicy
 
 if TYPE_CHECKING:
     from lark_agent.model import NetworkPlan

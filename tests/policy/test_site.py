@@ -9,8 +9,9 @@ import pytest
 from lark_agent.config import AgentSettings, parse
 from lark_agent.errors import ConfigurationError, PolicyRefusal
 from lark_agent.model import Connectivity, Job, NetworkPlan, Peers, Scheduler
+from lark_agent.policy.facts import FACTS
 from lark_agent.policy.overrides import Overrides
-from lark_agent.policy.site import FACTS, Asking, SitePolicy, Step
+from lark_agent.policy.site import Asking, SitePolicy, Step
 
 if TYPE_CHECKING:
     from lark_agent.policy.ads import Ad
@@ -248,7 +249,7 @@ def test_a_value_that_is_none_refuses_the_job(setting: str, expression: str, sai
         (".Rack == 3", "", "only MY and TARGET have attributes"),
         ('MY["Rack"] == 3', "", "uses MY alone; write MY.Name"),
         ("true", "connectivity = '\"natt\"'", 'rules[1].set.connectivity: "natt" is not one of'),
-        ("true", "connectivity = '\"routed\"'", '"routed" is not one of host, nat, none'),
+        ("true", "connectivity = '\"routed\"'", "routed needs [addresses] routed6 or routed4"),
         ("true", "peers = '3'", "rules[1].set.peers: 3 is not one of"),
         ("true", "reach = '{\"home\"}'", "rules[1].set.reach: no class 'home' is defined"),
         ("true", "reach = '{'", "rules[1].set.reach: '{' is not a ClassAd expression"),
