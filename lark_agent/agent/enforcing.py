@@ -102,6 +102,7 @@ class Enforcing:
             ipv4, ipv6, mac, classes, plan.peers, job.owner, job.accounting_group,
             inbound=plan.inbound,
             ports=frozenset(port.on_wire for port in plan.ports),
+            dscp=plan.dscp, flow_label=plan.flow_label,
         )  # fmt: skip
 
 

@@ -44,8 +44,8 @@ class Guard:
 
     def admit_upkeep(self, sandbox: Sandbox, upkeep: Upkeep) -> None:
         """Let pass what gets and keeps the addresses of a sandbox without a job."""
-        bare = SlotPlan(sandbox.ipv4, sandbox.ipv6, b"", setup=True)
-        self._datapath.activate(sandbox.slot, on_network(bare, sandbox, upkeep))
+        bare = SlotPlan(sandbox.ipv4, sandbox.ipv6, b"")
+        self._datapath.prepare(sandbox.slot, on_network(bare, sandbox, upkeep))
 
     def forget(self, sandbox: Sandbox) -> None:
         """Let nothing pass any more, whatever is left of it. Repeatable."""

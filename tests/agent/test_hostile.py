@@ -85,6 +85,17 @@ def test_own_namespaces_lead_nowhere(world: Lab) -> None:
     assert record.usage.sent.packets == 0
 
 
+def test_marks_are_the_sites(world: Lab, tmp_path: Path) -> None:
+    """Whatever code point or flow label a job sets, the wire has the plan's: none."""
+    with Capture("eth0", tmp_path / "campus.pcap", world.netns("campus")):
+        told, record = attempt(world, "forged_dscp", "forged_label")
+    assert told == {"forged_dscp": "done", "forged_label": "done"}
+    sent = [p for p in flows(tmp_path / "campus.pcap") if p.dport == 9]
+    assert len(sent) == 3
+    assert {(p.traffic_class, p.flow_label) for p in sent} == {(0, 0)}
+    assert record.usage.sent.packets == 3
+
+
 @pytest.mark.parametrize(
     ("name", "reason", "packets"),
     [
@@ -125,3 +136,24 @@ def test_floods_cost_others_nothing(world: Lab, name: str) -> None:
 def neighbours(lab: Lab) -> int:
     """Count the worker's neighbour entries."""
     return len(lab.run(["ip", "neighbour", "show", "nud", "all"]).stdout.splitlines())
+
+
+def test_marks_follow_the_plan(lab: Lab, tmp_path: Path) -> None:
+    """A plan's code point and flow label are on every packet, also of what a job marks itself."""
+    lab.agent(CONFIG + '[profiles.marked]\ndscp = 46\nflow_label = 74565\n[requests]\n'
+              'profiles = ["marked"]\n')  # fmt: skip
+    with Capture("eth0", tmp_path / "campus.pcap", lab.netns("campus")):
+        code = str(ROOT / "tests/lab/hostile.py")
+        command = ["/usr/bin/python3", "-I", "-S", code, CAMPUS.ipv4, CAMPUS.ipv6, INTERNET.ipv4]
+        ad = {"RequestedProfile": "marked"}
+        job = lab.start_job([*command, "forged_dscp", "forged_label"], ad=ad)
+        assert job.result().status == 0
+        fetched = lab.job(
+            ["curl", "-sS", "-o", "/dev/null", f"http://[{CAMPUS.ipv6}]/bytes/100000"], ad=ad
+        )
+        assert fetched.status == 0, fetched.stderr
+    packets = flows(tmp_path / "campus.pcap")
+    sent = [p for p in packets if p.dst in {CAMPUS.ipv4, CAMPUS.ipv6}]
+    assert len(sent) > 10
+    assert {p.traffic_class >> 2 for p in sent} == {46}
+    assert {p.flow_label for p in sent if ":" in p.dst} == {74565}
