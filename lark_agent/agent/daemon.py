@@ -189,7 +189,7 @@ class Daemon:
         )  # fmt: skip
         self._leftovers = networks.Remains(guard, self._run_directory)
         upkeep = {kind: driver.upkeep for kind, driver in self._networks.items()}
-        self._on_network = OnNetwork(self._datapath, upkeep)
+        self._on_network = OnNetwork(upkeep)
         self._in_network: dict[Kind, OwnThread] = {}
         for kind, driver in self._networks.items():
             self._in_network[kind] = OwnThread(kind.network)

@@ -306,8 +306,11 @@ class Gate:
         descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
             resolv_conf = not stays and sandbox.connectivity is not Connectivity.NONE
+            of_slot = sandbox.slot if sandbox.own_resolvers else None
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its pidfd will say
-                wire.send_grant(connection, descriptor, resolv_conf=resolv_conf, stay=stays)
+                wire.send_grant(
+                    connection, descriptor, resolv_conf=resolv_conf, of_slot=of_slot, stay=stays
+                )
         finally:
             os.close(descriptor)
 

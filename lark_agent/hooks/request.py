@@ -86,10 +86,20 @@ def decode(data: bytes, descriptors: list[int]) -> RunRequest:
 
 
 def send_grant(
-    connection: socket.socket, namespace: int, *, resolv_conf: bool, stay: bool = False
+    connection: socket.socket,
+    namespace: int,
+    *,
+    resolv_conf: bool,
+    of_slot: int | None = None,
+    stay: bool = False,
 ) -> None:
-    """Answer with the network namespace to enter, or to stay in."""
+    """Answer with the network namespace to enter, or to stay in, and whose resolv.conf holds.
+
+    `of_slot` is the slot of a sandbox that has a file of its own.
+    """
     flags = (BIND_RESOLV_CONF if resolv_conf else 0) | (STAY if stay else 0)
+    if resolv_conf and of_slot is not None:
+        flags |= (of_slot + 1) << 16
     message = _HEADER.pack(MAGIC, VERSION, 0) + struct.pack("<I", flags)
     socket.send_fds(connection, [message], [namespace])
 

@@ -53,6 +53,8 @@ class Sandbox:
     """Link-layer address where it is not the slot's own: on a network of the site."""
     inside: bool = False
     """`interface` is the sandbox's own, in its namespace; else it is the host's end."""
+    own_resolvers: bool = False
+    """It has a resolv.conf of its own (`lark_agent.sandbox.resolver.own_file`)."""
 
     @property
     def name(self) -> str:

@@ -58,8 +58,7 @@ class Guard:
 class OnNetwork:
     """Adds to a plan what the datapath must know of the network that the job sits on."""
 
-    def __init__(self, datapath: Datapath, upkeep: Mapping[Kind, Upkeep]) -> None:
-        self._datapath = datapath
+    def __init__(self, upkeep: Mapping[Kind, Upkeep]) -> None:
         self._upkeep = upkeep
 
     def concerns(self, plan: NetworkPlan) -> bool:
@@ -67,8 +66,7 @@ class OnNetwork:
         return plan.connectivity in LAYER2
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
-        """End the sandbox's plan of before the job, so that the job's counters begin at zero."""
-        self._datapath.deactivate(holding.sandbox.slot)
+        """Say that the job has neighbours, and what keeps its addresses."""
         return self._completed(holding, slot_plan)
 
     def change(self, before: Holding, after: Holding, slot_plan: SlotPlan) -> SlotPlan:  # noqa: ARG002  of the protocol

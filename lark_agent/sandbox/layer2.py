@@ -32,12 +32,13 @@ import structlog
 from lark_agent.errors import KernelError, LarkError
 from lark_agent.linux import namespaces
 from lark_agent.linux.links import Links
-from lark_agent.sandbox import addressing, inside
+from lark_agent.sandbox import addressing, inside, leases, resolver
 from lark_agent.sandbox.addressing import INSIDE, INSIDE_BASE, Address
 from lark_agent.sandbox.connectivity import Kind, Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from lark_agent.sandbox.guard import Guard
     from lark_agent.sandbox.inside import Upkeep
@@ -98,9 +99,19 @@ class Layer2Driver:
     """Builds the sandboxes of one network."""
 
     def __init__(
-        self, kind: Kind, worker: str, port: Port, sources: Sequence[Source], guard: Guard
+        self,
+        kind: Kind,
+        worker: str,
+        port: Port,
+        sources: Sequence[Source],
+        resolvers: Sequence[Address],
+        guard: Guard,
+        run_directory: Path,
     ) -> None:
+        """Build on what `resolvers` name; without any, on those that a source was told of."""
         self._kind = kind
+        self._resolvers = resolvers
+        self._run_directory = run_directory
         self._worker = worker
         self._port = port
         self._sources = sources
@@ -134,6 +145,9 @@ class Layer2Driver:
                 family = {"ipv6": address} if source.ipv6 else {"ipv4": address}
                 sandbox = replace(sandbox, **family)  # type: ignore[arg-type]  # the source says which family
                 self._guard.admit_upkeep(sandbox, self.upkeep)
+            servers = self._resolvers or leases.resolvers(self._run_directory, slot)
+            own = resolver.write_own(self._run_directory, slot, servers)
+            sandbox = replace(sandbox, own_resolvers=own)
         except BaseException:
             self.tear_down([sandbox])
             raise
@@ -166,6 +180,7 @@ class Layer2Driver:
         for sandbox in sandboxes:
             for source in self._sources:
                 source.release(sandbox)
+            resolver.own_file(self._run_directory, sandbox.slot).unlink(missing_ok=True)
             namespaces.delete(sandbox.name)
         return problems
 

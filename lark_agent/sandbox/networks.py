@@ -14,7 +14,7 @@ from lark_agent.config.resources import AddressMode, pool_of
 from lark_agent.linux import namespaces, ovs
 from lark_agent.linux.links import Links
 from lark_agent.model import Connectivity
-from lark_agent.sandbox import addressing, leases
+from lark_agent.sandbox import addressing, leases, resolver
 from lark_agent.sandbox.addressing import INSIDE, INSIDE_BASE
 from lark_agent.sandbox.bridge import BridgePort
 from lark_agent.sandbox.connectivity import Kind, Sandbox
@@ -51,7 +51,8 @@ def drivers(
     return {
         Kind(network.connectivity, name): Layer2Driver(
             Kind(network.connectivity, name), worker, _port(network, uplink),
-            tuple(_sources(name, network, run_directory, state_directory)), guard,
+            tuple(_sources(name, network, run_directory, state_directory)),
+            tuple(map(ip_address, network.dns)), guard, run_directory,
         )
         for name, network in networks.items()
     }  # fmt: skip
@@ -104,6 +105,7 @@ class Remains:
         for sandbox in sandboxes:
             self._guard.forget(sandbox)
             leases.stop(self._run_directory, sandbox.name)
+            resolver.own_file(self._run_directory, sandbox.slot).unlink(missing_ok=True)
         if ovs.installed() and any(s.connectivity is Connectivity.OVS for s in sandboxes):
             problems += remove_ports(sandboxes)
         problems += [*delete_inside(sandboxes), *delete_host_ends(sandboxes), *sweep()]

@@ -8,6 +8,10 @@ The sandbox's loopback is not the worker's, so a resolver that listens on 127.x 
 * another stub (dnsmasq, unbound, ...): the sandbox asks its gateway, and the firewall translates
   that to the stub (only port 53, only that address).
 
+A sandbox on a network of the site asks that network's resolvers, if the configuration or a DHCP
+server names any: it has a file of its own, written when it is built. Else it has the worker's, and
+its gateway is not the worker: behind a stub that has to be translated, names do not resolve there.
+
 A stub on ::1 alone cannot be reached that way: Linux has no route_localnet for IPv6.
 """
 
@@ -20,6 +24,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from lark_agent.sandbox.addressing import Address
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 SYSTEMD_UPLINKS = Path("/run/systemd/resolve/resolv.conf")
@@ -72,6 +78,21 @@ def decide(resolv_conf: str, systemd_uplinks: str, gateway: IPv4Address) -> Reso
         problem=f"{RESOLV_CONF} names only {loopback[0]}, which a sandbox cannot reach; "
         "let the resolver listen on 127.0.0.1 too, or name an external server",
     )
+
+
+def own_file(run_directory: Path, slot: int) -> Path:
+    """Where the resolv.conf of a sandbox is that has its own; lark-enter knows the name too."""
+    return run_directory / f"resolv.conf.{slot}"
+
+
+def write_own(run_directory: Path, slot: int, servers: Iterable[Address]) -> bool:
+    """Write what a sandbox's network gives; returns False, and writes nothing, if that is none."""
+    lines = "".join(f"nameserver {server}\n" for server in servers)
+    if lines:
+        file = own_file(run_directory, slot)
+        file.write_text("# written by lark-agent for one job sandbox\n" + lines, encoding="ascii")
+        file.chmod(0o644)
+    return bool(lines)
 
 
 def _servers(text: str) -> Iterable[IPv4Address]:

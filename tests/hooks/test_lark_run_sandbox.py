@@ -107,6 +107,17 @@ def test_resolver_behind_a_symlink_is_replaced(worker: Worker) -> None:
     assert stub.read_text() == "nameserver 127.0.0.53\n"
 
 
+def test_a_sandbox_may_have_resolvers_of_its_own(worker: Worker) -> None:
+    """With a number in the flags' upper half the job reads the file of that slot."""
+    file = fresh_etc()
+    file.write_text("nameserver 127.0.0.53\n")
+    for slot in (0, 4095):
+        Path(f"/run/lark/resolv.conf.{slot}").write_text(f"nameserver 192.0.2.{slot % 250}\n")
+        flags = BIND_RESOLVER | (slot + 1) << 16
+        read = output(worker, "/bin/cat", str(file), flags=flags)
+        assert read == f"nameserver 192.0.2.{slot % 250}\n"
+
+
 def test_worker_without_resolver_file_runs_jobs(worker: Worker) -> None:
     """There is nothing to replace then."""
     fresh_etc()

@@ -68,6 +68,7 @@ class Site:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.guard = Observer()
+        (directory / "run").mkdir()
         for line in _BUILD.strip().splitlines():
             sh(line)
 

@@ -228,6 +228,15 @@ def test_a_network_without_ipv6_has_none_inside(site: Site) -> None:
     assert sandbox.ipv6 is None
 
 
+def test_resolvers_of_the_configuration_hold(site: Site) -> None:
+    """Those of [networks] are the sandbox's; without any, and no DHCP, it has the worker's."""
+    named = network(Connectivity.BRIDGE, bridge="br0", dns=("198.18.20.53", "2001:db8:20::53"))
+    assert site.driver(named).set_up(0).own_resolvers
+    own = (site.directory / "run" / "resolv.conf.0").read_text(encoding="ascii")
+    assert own.splitlines()[1:] == ["nameserver 198.18.20.53", "nameserver 2001:db8:20::53"]
+    assert not site.driver(BRIDGE).set_up(1).own_resolvers
+
+
 def test_what_is_missing_is_named(site: Site) -> None:
     """A bridge that is none and a parent that is not there are errors of the configuration."""
     for wrong, said in (

@@ -145,9 +145,11 @@ static int receive_namespace(int agent, uint32_t *flags)
 		memcpy(&namespace, CMSG_DATA(&control.header), sizeof namespace);
 	if (size != 12 || message.msg_flags & MSG_CTRUNC || namespace == -1)
 		refuse("the agent granted something else than one namespace; " ADVICE);
-	if (head[8] & ~(BIND_RESOLVER | STAY) || head[9] || head[10] || head[11])
+	uint32_t own_resolver = (uint32_t)(head[10] | head[11] << 8);
+	if (head[8] & ~(BIND_RESOLVER | STAY) || head[9]
+	    || (own_resolver && !(head[8] & BIND_RESOLVER)))
 		refuse("the agent set a flag that this lark-run does not know; update lark-run");
-	*flags = head[8];
+	*flags = head[8] | own_resolver << 16;
 	return namespace;
 }
 
@@ -204,6 +206,7 @@ static void renew_sys(void)
 static void enter(int namespace, uint32_t flags)
 {
 	struct stat resolver;
+	char file[sizeof "/run/lark/resolv.conf.65535"] = "/run/lark/resolv.conf";
 
 	if (setns(namespace, CLONE_NEWNET) == -1) /* CAP_SYS_ADMIN: enter a namespace */
 		refuse("cannot enter the sandbox: %m; is the job in a user namespace?");
@@ -211,8 +214,10 @@ static void enter(int namespace, uint32_t flags)
 		refuse("cannot make a mount namespace: %m; check user.max_mnt_namespaces");
 	mount_or_die("none", "/", NULL, MS_REC | MS_SLAVE); /* the host's later mounts arrive */
 	renew_sys();
+	if (flags >> 16) /* the network of this sandbox has resolvers of its own */
+		(void)snprintf(file, sizeof file, "/run/lark/resolv.conf.%u", (flags >> 16) - 1);
 	if (flags & BIND_RESOLVER && stat("/etc/resolv.conf", &resolver) == 0)
-		mount_or_die("/run/lark/resolv.conf", "/etc/resolv.conf", NULL, MS_BIND);
+		mount_or_die(file, "/etc/resolv.conf", NULL, MS_BIND);
 }
 
 /* Give back what "secure execution" took. All of it is the user's to set. */

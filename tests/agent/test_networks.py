@@ -1,0 +1,225 @@
+"""Jobs on a network of the site: counted to the byte, kept over restarts, gone without a trace."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lark_agent.model import Connectivity, Count, ExitReason
+from tests.agent.worker import (
+    ONCE,
+    QUICK,
+    Talker,
+    drops,
+    final,
+    in_kernel,
+    kill,
+    python,
+    until,
+)
+from tests.lab.capture import Capture, flows
+from tests.lab.world import Lab
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes namespaces"),
+]
+SITE4, SITE6 = "198.18.20.1", "2001:db8:20::1"
+_BUILD = f"""
+ip netns add site
+ip link add up0 type veth peer name net0 netns site
+ip link add br0 type bridge forward_delay 0
+ip link set up0 master br0
+ip link set up0 up
+ip link set br0 up
+ip -n site link set lo up
+ip -n site link set net0 up
+ip -n site addr add {SITE4}/24 dev net0
+ip -n site addr add {SITE6}/64 dev net0 nodad
+ip netns exec site ethtool -K net0 tso off gso off gro off tx-udp-segmentation off
+ethtool -K up0 tso off gso off gro off tx-udp-segmentation off
+"""
+NETWORKS = f"""
+[networks.lab]
+connectivity = "bridge"
+bridge = "br0"
+addresses = "static"
+pool4 = "198.18.20.10-198.18.20.20/24"
+gateway4 = "{SITE4}"
+pool6 = "2001:db8:20::10-2001:db8:20::20/64"
+dns = ["198.18.20.53"]
+[networks.bare]
+connectivity = "macvlan"
+parent = "up0"
+addresses = "static"
+pool4 = "198.18.20.30-198.18.20.40/24"
+pool6 = "2001:db8:20::30-2001:db8:20::40/64"
+[networks.served]
+connectivity = "bridge"
+bridge = "br0"
+addresses = "dhcp"
+[profiles.lab]
+connectivity = "bridge"
+network = "lab"
+[profiles.bare]
+connectivity = "macvlan"
+network = "bare"
+[profiles.served]
+connectivity = "bridge"
+network = "served"
+"""
+ON_LAB = 'default_profile = "lab"\n' + QUICK + NETWORKS
+# on the site: swallow datagrams, echo what comes by TCP
+SERVE = """
+import socket, threading
+sink = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+sink.bind(("::", 9))
+server = socket.create_server(("::", 7), family=socket.AF_INET6, dualstack_ipv6=True)
+def echo(talk):
+    with talk:
+        while data := talk.recv(65536):
+            talk.sendall(data)
+def accept():
+    while True:
+        threading.Thread(target=echo, args=(server.accept()[0],), daemon=True).start()
+threading.Thread(target=accept, daemon=True).start()
+print("ready", flush=True)
+while True:
+    sink.recv(65536)
+"""
+# argv: addresses. A megabyte there and back by TCP
+SPEAK = """
+import socket, sys, threading
+for address in sys.argv[1:]:
+    with socket.create_connection((address, 7), 20) as talk:
+        writer = threading.Thread(target=talk.sendall, args=(bytes(1_000_000),))
+        writer.start()
+        got = 0
+        while got < 1_000_000:
+            got += len(talk.recv(65536))
+        writer.join()
+"""
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """Put the worker of a lab on a network of the site as well."""
+    with Lab() as made:
+        for line in _BUILD.strip().splitlines():
+            made.run(line.split())
+        server = made.start(["ip", "netns", "exec", "site", *python(SERVE)])
+        until(lambda: server.stdout == "ready\n", "the site's server")
+        yield made
+
+
+def totals(path: Path, address: str) -> tuple[Count, Count]:
+    """Return what a capture shows that an address sent and received, but for its upkeep.
+
+    Neighbour discovery is ICMPv6, which these jobs do not speak themselves.
+    """
+    packets = [packet for packet in flows(path) if packet.proto != 58]
+    sent = [packet.ip_len for packet in packets if packet.src == address]
+    received = [packet.ip_len for packet in packets if packet.dst == address]
+    return Count(len(sent), sum(sent)), Count(len(received), sum(received))
+
+
+@pytest.mark.parametrize("network", ["lab", "bare"])
+def test_a_job_is_counted_to_the_byte(lab: Lab, network: str, tmp_path: Path) -> None:
+    """Both families, both ways: the record is what a capture on the site shows, and says where."""
+    if network == "bare":
+        lab.run(["ip", "link", "set", "up0", "nomaster"])
+    lab.agent(f'default_profile = "{network}"\n' + QUICK + NETWORKS)
+    with Capture("net0", tmp_path / "site.pcap", lab.path("/run/netns/site")) as capture:
+        done = lab.start_job(python(SPEAK, SITE4, SITE6))
+        assert done.result().status == 0, done.result().stderr
+        record = final(lab, done.job_id)
+    kind = {"lab": Connectivity.BRIDGE, "bare": Connectivity.MACVLAN}[network]
+    assert (record.connectivity, record.network) == (kind, network)
+    four, six = (totals(capture.path, address) for address in (record.ipv4, record.ipv6))
+    assert record.usage.sent == four[0] + six[0]
+    assert record.usage.received == four[1] + six[1]
+    assert record.usage.sent.bytes > 2_000_000
+    assert record.usage.non_ip_sent.packets > 0
+
+
+def test_jobs_on_a_network_outlive_the_agent(lab: Lab) -> None:
+    """Adopted with address and plan; totals are exact, and in the end nothing is left."""
+    agent = lab.agent(ON_LAB)
+    job = Talker(lab, to=SITE4)
+    job.talk()
+    kill(agent)
+    job.talk()
+    agent = lab.agent(ON_LAB)
+    job.talk()
+    job.end()
+    record = final(lab, job.job.job_id)
+    assert (record.exit_reason, record.usage.sent) == (
+        ExitReason.EXITED, Count(3 * ONCE.packets, 3 * ONCE.bytes),
+    )  # fmt: skip
+    assert agent.terminate() == 0
+    assert in_kernel(lab) == set()
+    assert "lport" not in lab.run(["ip", "-br", "link"]).stdout
+
+
+def test_a_job_with_forged_addresses_reaches_nobody(lab: Lab) -> None:
+    """Another MAC or IP address of the network is dropped on the job's link and counted."""
+    lab.agent(ON_LAB)
+    job = Talker(lab, to=SITE4)
+    slot = next(iter(name for name in lab.path("/run/netns").iterdir() if "lark" in name.name))
+    forge = [
+        "ip",
+        "netns",
+        "exec",
+        slot.name,
+        "ip",
+        "addr",
+        "add",
+        "198.18.20.99/24",
+        "dev",
+        "eth0",
+    ]
+    lab.run(forge)
+    ping = ["ip", "netns", "exec", slot.name, "ping", "-c1", "-W1", "-I", "198.18.20.99", SITE4]
+    assert lab.run(ping, check=False).returncode != 0
+    job.end()
+    record = final(lab, job.job.job_id)
+    assert drops(record).get("spoofed-address", 0) > 0
+    assert record.usage.sent == Count()
+
+
+def test_names_are_asked_where_the_network_says(lab: Lab) -> None:
+    """The job's resolv.conf is its network's, and goes with the sandbox."""
+    lab.agent(ON_LAB)
+    done = lab.job(["cat", "/etc/resolv.conf"])
+    assert done.stdout.splitlines()[-1] == "nameserver 198.18.20.53"
+    until(lambda: not list(lab.path("/run/lark").glob("resolv.conf.*")), "the file to go")
+
+
+def test_a_network_without_a_server_refuses_with_the_reason(lab: Lab) -> None:
+    """The job's user reads what was tried; jobs on other networks start meanwhile."""
+    lab.agent(ON_LAB + '[[rules]]\nwhen = "Served"\nprofile = "served"\n')
+    refused = lab.start_job(["true"], ad={"Served": True})
+    other = lab.job(["true"])
+    assert other.status == 0
+    result = refused.result()
+    assert result.status == 125
+    assert "by DHCP on network 'served'" in result.stderr
+
+
+def test_an_agent_that_stops_in_between_leaves_nothing(lab: Lab) -> None:
+    """SIGTERM while a sandbox waits for a DHCP server: no namespace, port or client stays."""
+    agent = lab.agent('default_profile = "served"\n' + QUICK + NETWORKS)
+    lab.start_job(["true"])
+    until(lambda: "lport" in lab.run(["ip", "-br", "link"]).stdout, "a sandbox to be built")
+    agent.signal(signal.SIGTERM)
+    assert agent.wait() == 0
+    assert in_kernel(lab) == set()
+    assert "lport" not in lab.run(["ip", "-br", "link"]).stdout
+    assert "udhcpc" not in lab.run(["ps", "-e"]).stdout
