@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import struct
 from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
 
 OBJECT = Path(__file__).with_name("host.bpf.o")
 PROGRAMS = {"host_sent": cgroups.Hook.SENT, "host_received": cgroups.Hook.RECEIVED}
+THIS4, THIS6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
+"""In the plan of such a job: that it may use the family, from whatever address the worker has."""
 _SHARED = (
     *("slots", "plan", "usage", "dropped", "dropped2", "classes4", "classes6"),
     *("quota", "quota_used", "events"),
 )
+_U64 = struct.Struct("=Q")
 _GROUPS_OF_A_JOB = 2
 """Its own, and that of the slot's last job, which may not be empty yet."""
 
@@ -56,22 +60,24 @@ class HostPrograms:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def bind(self, group: Path, slot: int) -> None:
-        """Hold the sockets of a control group to the plan of a slot, and count them there.
+    def bind(self, group: Path, slot: int) -> int:
+        """Hold the sockets of a control group to the plan of a slot; returns the group's number.
 
         May be repeated; a group that has programs of an earlier agent gets this one's.
         """
-        self._groups.set(_key(group), u32(slot))
+        number = cgroups.identity(group)
+        self._groups.set(_U64.pack(number), u32(slot))
         self.attach(group)
+        return number
 
     def attach(self, group: Path) -> None:
         """Put the programs on a group. Without `bind` nothing passes."""
         for name, hook in PROGRAMS.items():
             cgroups.attach(group, self._programs[name], name, hook)
 
-    def unbind(self, group: Path) -> None:
-        """Let nothing pass for a group any more."""
-        self._groups.delete(_key(group))
+    def unbind(self, number: int) -> None:
+        """Let nothing pass any more for a group, which may be gone."""
+        self._groups.delete(_U64.pack(number))
 
 
 def load(bpffs: Path, slots: int) -> HostPrograms:
@@ -89,7 +95,3 @@ def load(bpffs: Path, slots: int) -> HostPrograms:
         programs = libbpf.load_programs(OBJECT, used, tuple(PROGRAMS))
         on_failure.pop_all()
     return HostPrograms(groups, programs)
-
-
-def _key(group: Path) -> bytes:
-    return struct.pack("=Q", cgroups.identity(group))

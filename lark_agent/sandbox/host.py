@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,8 +46,6 @@ if TYPE_CHECKING:
     from lark_agent.sandbox.holding import Holding
 
 _NAME = re.compile(r"lark-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_HERE4, _HERE6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
-"""Stand for the worker's addresses in a plan: that the job may use the family."""
 log = structlog.get_logger(__name__)
 
 
@@ -85,7 +82,8 @@ class HostJobs:
         self._bpffs = bpffs
         self._slots = slots
         self._remembered = run_directory / "cgroups"
-        self._living: set[str] = set()
+        self._living: dict[str, int] = {}
+        """Attachment id → number of its group; 0 before it has one."""
         self._programs: host.HostPrograms | None = None
 
     def close(self) -> None:
@@ -115,7 +113,7 @@ class HostJobs:
         self._remember(holding.attachment_id, group)
         try:
             group.mkdir(mode=0o755)
-            programs.bind(group, holding.sandbox.slot)
+            self._living[holding.attachment_id] = programs.bind(group, holding.sandbox.slot)
             _move(holding, group)
         except (LarkError, OSError) as error:
             self.end(holding)
@@ -134,35 +132,38 @@ class HostJobs:
     def adopt(self, holding: Holding) -> None:
         """Put this agent's programs on the group of a job that it found."""
         group = self._group(holding.attachment_id)
+        if group is None and holding.pidfd < 0:
+            return  # it ended meanwhile, and the batch system has removed its group
         if group is None:
             raise KernelError(
                 f"finding the control group of {holding.attachment_id}",
                 "it is gone",
                 "if the job runs on, its traffic is not counted any more",
             )
-        self._loaded().bind(group, holding.sandbox.slot)
-        self._living.add(holding.attachment_id)
+        number = self._loaded().bind(group, holding.sandbox.slot)
+        self._living[holding.attachment_id] = number
 
     def end(self, holding: Holding) -> None:
         """Let nothing pass any more; remove the group if it is empty."""
-        group = self._group(holding.attachment_id)
-        if group is not None:
-            self._loaded().unbind(group)
-        self._living.discard(holding.attachment_id)
+        if number := self._living.pop(holding.attachment_id, 0):
+            self._loaded().unbind(number)
         self.sweep()
 
     def sweep(self) -> None:
         """Remove the groups of ended jobs that have become empty."""
-        for name in self._names() - self._living:
+        for name in self._names() - self._living.keys():
             group = self._group(name)
             if group is None or cgroups.remove(group):
                 (self._remembered / name).unlink(missing_ok=True)
 
     def close_leftovers(self) -> None:
         """After the last `adopt`: let nothing pass for the groups of jobs that nobody knows."""
-        for name in self._names() - self._living:
-            if (group := self._group(name)) is not None:
-                self._loaded().attach(group)
+        for name in self._names() - self._living.keys():
+            try:
+                if (group := self._group(name)) is not None:
+                    self._loaded().attach(group)
+            except LarkError as error:
+                log.error("cannot close a control group", group=str(group), error=str(error))
         self.sweep()
 
     def left(self, attachment_id: str) -> Left:
@@ -177,7 +178,7 @@ class HostJobs:
     def _remember(self, name: str, group: Path) -> None:
         self._remembered.mkdir(mode=0o700, exist_ok=True)
         (self._remembered / name).write_text(str(group), encoding="utf-8")
-        self._living.add(name)
+        self._living[name] = 0
 
     def _names(self) -> set[str]:
         if not self._remembered.exists():
@@ -269,6 +270,6 @@ def _check_confined(plan: NetworkPlan, group: Path, root: Path) -> None:
 def _for_families(plan: NetworkPlan, slot_plan: SlotPlan) -> SlotPlan:
     return replace(
         slot_plan,
-        addr4=None if plan.ip is Family.IPV6 else _HERE4,
-        addr6=None if plan.ip is Family.IPV4 else _HERE6,
+        addr4=None if plan.ip is Family.IPV6 else host.THIS4,
+        addr6=None if plan.ip is Family.IPV4 else host.THIS6,
     )
