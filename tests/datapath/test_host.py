@@ -6,6 +6,7 @@ The test's network is a veth to a second namespace, because what goes by the loo
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from lark_agent import datapath
 from lark_agent.datapath import Datapath, QuotaAction, QuotaUse, SlotPlan, host
 from lark_agent.linux import cgroups, namespaces
 from lark_agent.model import Count, Direction, DropReason
+from tests.agent.worker import until
 from tests.conftest import mount
 
 if TYPE_CHECKING:
@@ -92,7 +94,9 @@ def world(fresh_host: Path) -> Iterator[World]:
         with datapath.load(PINS, 4) as maps, host.load(PINS, 4) as programs:
             yield World(maps, programs, group)
     finally:
-        assert cgroups.remove(group)
+        for left in cgroups.processes(group):
+            os.kill(left, signal.SIGKILL)  # of a test that failed
+        until(lambda: cgroups.remove(group), "a group that gets empty")
         namespaces.delete("far")
 
 
