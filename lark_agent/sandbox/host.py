@@ -39,7 +39,7 @@ from lark_agent.model import DEFAULT_PRIORITY, Connectivity, Family, Inbound, Pe
 from lark_agent.sandbox.connectivity import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lark_agent.datapath import SlotPlan
     from lark_agent.model import NetworkPlan
@@ -78,10 +78,14 @@ class HostJobs:
     The programs are loaded for the first such job: most workers never have one.
     """
 
-    def __init__(self, bpffs: Path, slots: int, run_directory: Path) -> None:
+    def __init__(
+        self, bpffs: Path, slots: int, run_directory: Path, throttles: Callable[[str], bool]
+    ) -> None:
+        """`throttles` tells of a quota's name whether it lowers rates, which nothing does here."""
         self._bpffs = bpffs
         self._slots = slots
         self._remembered = run_directory / "cgroups"
+        self._throttles = throttles
         self._living: dict[str, int] = {}
         """Attachment id → number of its group; 0 before it has one."""
         self._programs: host.HostPrograms | None = None
@@ -97,7 +101,7 @@ class HostJobs:
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Move the job into a group of its own. Raises Refused, and leaves nothing then."""
-        _check_enforceable(holding.plan)
+        self._check_enforceable(holding.plan)
         try:
             root = cgroups.mount()
             programs = self._loaded()
@@ -123,7 +127,7 @@ class HostJobs:
     def change(self, before: Holding, after: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Check that a changed plan can be held, too."""
         del before
-        _check_enforceable(after.plan)
+        self._check_enforceable(after.plan)
         group = self._group(after.attachment_id)
         if group is not None:
             _check_confined(after.plan, group, cgroups.mount())
@@ -174,6 +178,27 @@ class HostJobs:
         if self._programs is None:
             self._programs = host.load(self._bpffs, self._slots)
         return self._programs
+
+    def _check_enforceable(self, plan: NetworkPlan) -> None:
+        """Raise PolicyRefusal for what nothing enforces without a sandbox."""
+        asked = {
+            "network": plan.network,
+            "peers": plan.peers is not Peers.NONE,
+            "inbound": plan.inbound is not Inbound.ESTABLISHED,
+            "services": plan.services is not None,
+            "rate": plan.rate,
+            "guarantee": plan.guarantee,
+            "queue": plan.queue,
+            "priority": plan.priority != DEFAULT_PRIORITY,
+            "dscp": plan.dscp,
+            "flow_label": plan.flow_label,
+            "quota that throttles": any(map(self._throttles, plan.quotas)),
+        }
+        if names := ", ".join(name for name, given in asked.items() if given):
+            raise PolicyRefusal(
+                f"profile {plan.profile}: connectivity host has no {names}; the admin has to leave "
+                "that out, or to choose another connectivity"
+            )
 
     def _remember(self, name: str, group: Path) -> None:
         self._remembered.mkdir(mode=0o700, exist_ok=True)
@@ -230,27 +255,6 @@ def _move(holding: Holding, group: Path) -> None:
         with contextlib.suppress(KernelError):  # gone, too
             cgroups.move(stranger, group.parent)
     raise Unavailable("the process that asked is gone")
-
-
-def _check_enforceable(plan: NetworkPlan) -> None:
-    """Raise PolicyRefusal for what nothing enforces without a sandbox."""
-    asked = {
-        "network": plan.network,
-        "peers": plan.peers is not Peers.NONE,
-        "inbound": plan.inbound is not Inbound.ESTABLISHED,
-        "services": plan.services is not None,
-        "rate": plan.rate,
-        "guarantee": plan.guarantee,
-        "queue": plan.queue,
-        "priority": plan.priority != DEFAULT_PRIORITY,
-        "dscp": plan.dscp,
-        "flow_label": plan.flow_label,
-    }
-    if names := ", ".join(name for name, given in asked.items() if given):
-        raise PolicyRefusal(
-            f"profile {plan.profile}: connectivity host has no {names}; the admin has to leave "
-            "that out, or to choose another connectivity"
-        )
 
 
 def _check_confined(plan: NetworkPlan, group: Path, root: Path) -> None:

@@ -51,6 +51,12 @@ connectivity = "host"
 """
 CAMPUS_ONLY = CONFIG + 'reach = ["campus"]\n'
 NO_IPV6 = CONFIG + 'ip = "ipv4"\n'
+LIMITED = """quotas = ["q"]
+[quotas.q]
+bytes = "150 kB"
+action = "cut-all"
+"""
+THROTTLED = LIMITED.replace('"cut-all"', '"throttle"\nthrottle = "1 Mbit/s"')
 _names = itertools.count(1)
 
 ECHO = """
@@ -305,6 +311,18 @@ def test_a_job_has_no_second_network(lab: Lab) -> None:
     assert "in the control group of a job already" in done.stderr
 
 
+def test_a_quota_cuts_to_the_packet(lab: Lab) -> None:
+    """What fits passes, the next packet does not, and the record says why."""
+    lab.agent(CONFIG + LIMITED)
+    job = Talker(lab)
+    job.talk()
+    job.talk()
+    job.end()
+    record = final(lab, job.job.job_id)
+    assert record.usage.sent == Count(145, 145 * 1028)
+    assert drops(record) == {"quota": 55}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)
 def test_jobs_outlive_the_agent(lab: Lab, around: Path, number: signal.Signals) -> None:
     """A job talks before, without and after the agent; the next one adopts it: exact totals."""
@@ -359,6 +377,7 @@ def test_survivors_are_cut_off(lab: Lab, around: Path, tmp_path: Path) -> None:
         ('peers = "all"', "connectivity host has no peers"),
         ('inbound = "none"', "connectivity host has no inbound"),
         ("dscp = 8", "connectivity host has no dscp"),
+        (THROTTLED, "connectivity host has no quota that throttles"),
     ],
 )
 def test_what_nothing_enforces_is_refused(lab: Lab, setting: str, words: str) -> None:
