@@ -3,7 +3,8 @@
 Everything is built from the tree by `pip install .` (and in place by `pip install -e .` or
 `python setup.py build_native`), so that an installed package runs without compilers:
 
-* ``lark_agent/datapath/{job,host}.bpf.o`` by ``clang -target bpf``; only UAPI headers are needed;
+* ``lark_agent/datapath/{job,host,host-networks}.bpf.o`` by ``clang -target bpf``; only UAPI headers
+  are needed;
 * ``lark_agent/hooks/native/bin/lark-run`` and ``lark-enter`` by the C compiler, hardened;
 * ``lark_agent/rpc/lark/v1/*_pb2*.py`` by protoc from ``protos/``.
 """
@@ -82,10 +83,11 @@ def build_bpf() -> list[Path]:
     # clang leaves the multiarch directory out for a foreign target
     options = ["-O2", "-g", f"-ffile-prefix-map={ROOT}=.", "-Wall", "-Wextra", "-Werror"]
     built = []
-    for name in ("job", "host"):
+    for name, more in (("job", []), ("host", []), ("host", ["-DLARK_NETWORKS"])):
         source = PACKAGE / "datapath" / f"{name}.bpf.c"
-        target = source.with_suffix(".o")
-        run(clang, "-target", "bpf", *options, f"-I{multiarch()}", "-c", source, "-o", target)
+        target = source.with_name(f"{name}{'-networks' if more else ''}.bpf.o")
+        flags = [*options, *more, f"-I{multiarch()}"]
+        run(clang, "-target", "bpf", *flags, "-c", source, "-o", target)
         built.append(target)
     return built
 

@@ -12,6 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = {
     "lark_agent/datapath/job.bpf.o",
+    "lark_agent/datapath/host.bpf.o",
+    "lark_agent/datapath/host-networks.bpf.o",
     "lark_agent/datapath/job.bpf.c",
     "lark_agent/datapath/bcc_child.py",
     "lark_agent/hooks/native/bin/lark-run",

@@ -56,7 +56,7 @@ from lark_agent.agent.recovery import Found, recover
 from lark_agent.agent.reporter import Reporter
 from lark_agent.agent.service import AgentServicer
 from lark_agent.agent.tasks import OwnThread, Tasks
-from lark_agent.config import AGENT_FILE, AgentSettings, load
+from lark_agent.config import AGENT_FILE, AgentSettings, QuotaAction, load
 from lark_agent.errors import KernelError, LarkError, PrerequisiteError
 from lark_agent.linux import memory, systemd
 from lark_agent.model import Connectivity
@@ -153,7 +153,7 @@ class Daemon:
         self._veths.use(self._datapath)
         await self._join_networks(stack)
         self._host_jobs = HostJobs(
-            Path(settings.paths.bpffs), settings.pool.slots, self._run_directory
+            Path(settings.paths.bpffs), settings.pool.slots, self._run_directory, self._throttles
         )
         stack.callback(self._host_jobs.close)
         self._allotments = await self._in_kernel(lambda: Allotments(journal_file.parent / QUOTAS))
@@ -295,6 +295,10 @@ class Daemon:
             )  # fmt: skip
             self._metering.reachable = self._reporter.can_lease
             self._tasks.keep("report", self._reporter.run)
+
+    def _throttles(self, quota: str) -> bool:
+        found = self._quotas.site.get(quota)
+        return found is not None and found.action is QuotaAction.THROTTLE
 
     def _place_of(self, holding: Holding) -> Place:
         if holding.sandbox.connectivity is Connectivity.HOST:

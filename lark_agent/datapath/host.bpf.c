@@ -20,6 +20,11 @@
  * Counters need atomics here, per CPU though they are: a process that sends may be interrupted, or
  * preempted, by another packet of the same slot.
  *
+ * A job may make network namespaces (rootless containers do). What leaves those for the worker's
+ * network goes by sockets of the job there (slirp4netns, pasta), which count; inside it is no traffic
+ * of the worker's, and passes. Programs may ask for the namespace since Linux 6.15: for older kernels
+ * this is compiled without LARK_NETWORKS, and such traffic counts inside and outside.
+ *
  * A group that is not in the map passes nothing: it is of a job that has ended.
  */
 #define LINK_HEADER 0
@@ -30,31 +35,48 @@
 #define ALLOW 1
 #define DENY 0
 
+struct group {
+	__u32 slot;
+	__u32 unused;
+	__u64 network; /* cookie of the worker's network namespace */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
 	__type(key, __u64);
-	__type(value, __u32);
+	__type(value, struct group);
 } cgroups SEC(".maps");
 
-/* Find the slot of a socket's control group, or of the nearest group around it. */
-INLINE __u32 *find_group(struct __sk_buff *skb)
+/* Find what is known of a socket's control group, or of the nearest group around it. */
+INLINE struct group *find_group(struct __sk_buff *skb)
 {
-	__u64 group = bpf_skb_cgroup_id(skb);
-	__u32 *slot = bpf_map_lookup_elem(&cgroups, &group);
+	__u64 number = bpf_skb_cgroup_id(skb);
+	struct group *group = bpf_map_lookup_elem(&cgroups, &number);
 
-	if (slot)
-		return slot;
+	if (group)
+		return group;
 #pragma clang loop unroll(full)
 	for (int level = 1; level <= DEEPEST_GROUP; level++) {
-		group = bpf_skb_ancestor_cgroup_id(skb, level);
-		if (!group)
+		number = bpf_skb_ancestor_cgroup_id(skb, level);
+		if (!number)
 			return 0;
-		slot = bpf_map_lookup_elem(&cgroups, &group);
-		if (slot)
-			return slot;
+		group = bpf_map_lookup_elem(&cgroups, &number);
+		if (group)
+			return group;
 	}
 	return 0;
+}
+
+/* Whether a packet is in a network that the job has made for itself, whose packets go nowhere. */
+INLINE int is_elsewhere(struct __sk_buff *skb, const struct group *group)
+{
+#ifdef LARK_NETWORKS
+	return bpf_get_netns_cookie(skb) != group->network;
+#else
+	(void)skb, (void)group;
+	return 0;
+#endif
 }
 
 INLINE void add_atomically(struct counter *counter, const struct packet *p)
@@ -103,18 +125,21 @@ INLINE int admit_bare(const struct plan *own, const struct packet *p, enum direc
 
 INLINE int decide(struct __sk_buff *skb, enum direction direction)
 {
-	__u32 row = 0, *found, slot;
+	__u32 row = 0, slot;
 	struct usage *usage_here;
+	struct group *group;
 	struct packet p = {};
 	struct plan *own;
 	int verdict;
 
 	if (skb->ifindex == LOOPBACK)
 		return ALLOW;
-	found = find_group(skb);
-	if (!found)
+	group = find_group(skb);
+	if (!group)
 		return DENY;
-	slot = *found;
+	if (is_elsewhere(skb, group))
+		return ALLOW;
+	slot = group->slot;
 	own = find_plan(&slot);
 	usage_here = find_usage(&slot);
 	if (!own || !usage_here)

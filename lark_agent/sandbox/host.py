@@ -26,7 +26,6 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,15 +39,13 @@ from lark_agent.model import DEFAULT_PRIORITY, Connectivity, Family, Inbound, Pe
 from lark_agent.sandbox.connectivity import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from lark_agent.datapath import SlotPlan
     from lark_agent.model import NetworkPlan
     from lark_agent.sandbox.holding import Holding
 
 _NAME = re.compile(r"lark-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_HERE4, _HERE6 = IPv4Address("127.0.0.1"), IPv6Address("::1")
-"""Stand for the worker's addresses in a plan: that the job may use the family."""
 log = structlog.get_logger(__name__)
 
 
@@ -81,11 +78,16 @@ class HostJobs:
     The programs are loaded for the first such job: most workers never have one.
     """
 
-    def __init__(self, bpffs: Path, slots: int, run_directory: Path) -> None:
+    def __init__(
+        self, bpffs: Path, slots: int, run_directory: Path, throttles: Callable[[str], bool]
+    ) -> None:
+        """`throttles` tells of a quota's name whether it lowers rates, which nothing does here."""
         self._bpffs = bpffs
         self._slots = slots
         self._remembered = run_directory / "cgroups"
-        self._living: set[str] = set()
+        self._throttles = throttles
+        self._living: dict[str, int] = {}
+        """Attachment id → number of its group; 0 before it has one."""
         self._programs: host.HostPrograms | None = None
 
     def close(self) -> None:
@@ -99,7 +101,7 @@ class HostJobs:
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Move the job into a group of its own. Raises Refused, and leaves nothing then."""
-        _check_enforceable(holding.plan)
+        self._check_enforceable(holding.plan)
         try:
             root = cgroups.mount()
             programs = self._loaded()
@@ -115,7 +117,7 @@ class HostJobs:
         self._remember(holding.attachment_id, group)
         try:
             group.mkdir(mode=0o755)
-            programs.bind(group, holding.sandbox.slot)
+            self._living[holding.attachment_id] = programs.bind(group, holding.sandbox.slot)
             _move(holding, group)
         except (LarkError, OSError) as error:
             self.end(holding)
@@ -125,7 +127,7 @@ class HostJobs:
     def change(self, before: Holding, after: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Check that a changed plan can be held, too."""
         del before
-        _check_enforceable(after.plan)
+        self._check_enforceable(after.plan)
         group = self._group(after.attachment_id)
         if group is not None:
             _check_confined(after.plan, group, cgroups.mount())
@@ -134,35 +136,38 @@ class HostJobs:
     def adopt(self, holding: Holding) -> None:
         """Put this agent's programs on the group of a job that it found."""
         group = self._group(holding.attachment_id)
+        if group is None and holding.pidfd < 0:
+            return  # it ended meanwhile, and the batch system has removed its group
         if group is None:
             raise KernelError(
                 f"finding the control group of {holding.attachment_id}",
                 "it is gone",
                 "if the job runs on, its traffic is not counted any more",
             )
-        self._loaded().bind(group, holding.sandbox.slot)
-        self._living.add(holding.attachment_id)
+        number = self._loaded().bind(group, holding.sandbox.slot)
+        self._living[holding.attachment_id] = number
 
     def end(self, holding: Holding) -> None:
         """Let nothing pass any more; remove the group if it is empty."""
-        group = self._group(holding.attachment_id)
-        if group is not None:
-            self._loaded().unbind(group)
-        self._living.discard(holding.attachment_id)
+        if number := self._living.pop(holding.attachment_id, 0):
+            self._loaded().unbind(number)
         self.sweep()
 
     def sweep(self) -> None:
         """Remove the groups of ended jobs that have become empty."""
-        for name in self._names() - self._living:
+        for name in self._names() - self._living.keys():
             group = self._group(name)
             if group is None or cgroups.remove(group):
                 (self._remembered / name).unlink(missing_ok=True)
 
     def close_leftovers(self) -> None:
         """After the last `adopt`: let nothing pass for the groups of jobs that nobody knows."""
-        for name in self._names() - self._living:
-            if (group := self._group(name)) is not None:
-                self._loaded().attach(group)
+        for name in self._names() - self._living.keys():
+            try:
+                if (group := self._group(name)) is not None:
+                    self._loaded().attach(group)
+            except LarkError as error:
+                log.error("cannot close a control group", group=str(group), error=str(error))
         self.sweep()
 
     def left(self, attachment_id: str) -> Left:
@@ -174,10 +179,31 @@ class HostJobs:
             self._programs = host.load(self._bpffs, self._slots)
         return self._programs
 
+    def _check_enforceable(self, plan: NetworkPlan) -> None:
+        """Raise PolicyRefusal for what nothing enforces without a sandbox."""
+        asked = {
+            "network": plan.network,
+            "peers": plan.peers is not Peers.NONE,
+            "inbound": plan.inbound is not Inbound.ESTABLISHED,
+            "services": plan.services is not None,
+            "rate": plan.rate,
+            "guarantee": plan.guarantee,
+            "queue": plan.queue,
+            "priority": plan.priority != DEFAULT_PRIORITY,
+            "dscp": plan.dscp,
+            "flow_label": plan.flow_label,
+            "quota that throttles": any(map(self._throttles, plan.quotas)),
+        }
+        if names := ", ".join(name for name, given in asked.items() if given):
+            raise PolicyRefusal(
+                f"profile {plan.profile}: connectivity host has no {names}; the admin has to leave "
+                "that out, or to choose another connectivity"
+            )
+
     def _remember(self, name: str, group: Path) -> None:
         self._remembered.mkdir(mode=0o700, exist_ok=True)
         (self._remembered / name).write_text(str(group), encoding="utf-8")
-        self._living.add(name)
+        self._living[name] = 0
 
     def _names(self) -> set[str]:
         if not self._remembered.exists():
@@ -231,27 +257,6 @@ def _move(holding: Holding, group: Path) -> None:
     raise Unavailable("the process that asked is gone")
 
 
-def _check_enforceable(plan: NetworkPlan) -> None:
-    """Raise PolicyRefusal for what nothing enforces without a sandbox."""
-    asked = {
-        "network": plan.network,
-        "peers": plan.peers is not Peers.NONE,
-        "inbound": plan.inbound is not Inbound.ESTABLISHED,
-        "services": plan.services is not None,
-        "rate": plan.rate,
-        "guarantee": plan.guarantee,
-        "queue": plan.queue,
-        "priority": plan.priority != DEFAULT_PRIORITY,
-        "dscp": plan.dscp,
-        "flow_label": plan.flow_label,
-    }
-    if names := ", ".join(name for name, given in asked.items() if given):
-        raise PolicyRefusal(
-            f"profile {plan.profile}: connectivity host has no {names}; the admin has to leave "
-            "that out, or to choose another connectivity"
-        )
-
-
 def _check_confined(plan: NetworkPlan, group: Path, root: Path) -> None:
     """Raise Unavailable if the plan forbids something and the job could leave its group."""
     around = cgroups.others_who_may_move(group, root)
@@ -269,6 +274,6 @@ def _check_confined(plan: NetworkPlan, group: Path, root: Path) -> None:
 def _for_families(plan: NetworkPlan, slot_plan: SlotPlan) -> SlotPlan:
     return replace(
         slot_plan,
-        addr4=None if plan.ip is Family.IPV6 else _HERE4,
-        addr6=None if plan.ip is Family.IPV4 else _HERE6,
+        addr4=None if plan.ip is Family.IPV6 else host.THIS4,
+        addr6=None if plan.ip is Family.IPV4 else host.THIS6,
     )

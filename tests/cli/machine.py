@@ -42,9 +42,9 @@ fe800000000000000000000000000001 00000400 00000002 00000000 00450003     eth0
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 25 21 0:22 / /sys rw,nosuid,nodev shared:7 - sysfs sysfs rw
 30 25 0:27 / /sys/fs/bpf rw,nosuid,nodev shared:9 - bpf bpf rw,mode=700
+31 25 0:28 / /sys/fs/cgroup rw,nosuid,nodev shared:10 - cgroup2 cgroup2 rw
 """,
     "/sys/class/net/eth0/mtu": "1500",
-    "/sys/fs/cgroup/cgroup.controllers": "cpu memory",
     "/etc/resolv.conf": "nameserver 192.0.2.53\n",
     "/usr/libexec/lark/lark-run": "",
     "/usr/libexec/lark/lark-enter": "",

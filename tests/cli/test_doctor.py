@@ -13,8 +13,9 @@ import pytest
 from lark_agent.cli import lark
 from lark_agent.cli.doctor import network, report, system
 from lark_agent.cli.doctor.findings import Check, Level
-from lark_agent.config import Addresses, AgentSettings, Nat, Paths, Pool, Uplink
+from lark_agent.config import Addresses, AgentSettings, Nat, Paths, Pool, Profile, Uplink
 from lark_agent.errors import KernelError, PrerequisiteError
+from lark_agent.model import Connectivity
 from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 from tests.cli.machine import CHAINS, STATUS, Machine, capability
 
@@ -103,6 +104,7 @@ ENTER = "/usr/libexec/lark/lark-enter"
         ("kernel", answer("release", "plan9"), "unchecked", "plan9", "4.18"),
         ("eBPF", answer("features", [("tc programs", False, "EPERM")]), "fail", "tc programs: EPERM", "CONFIG_BPF"),
         ("eBPF", broken("features", PrerequisiteError("no libbpf")), "fail", "no libbpf", "datapath"),
+        ("control groups", both(file("/proc/self/mountinfo", ""), settings(profiles={"here": Profile(connectivity=Connectivity.HOST)})), "fail", "which profile here needs", "another connectivity"),
         ("bpffs", lambda m: m.remove("/proc/self/mountinfo"), "fail", "not lie on a bpffs", "mount -t bpf"),
         ("bpffs", settings(paths=Paths(bpffs="/sys/bpf")), "fail", "/sys/bpf (paths.bpffs)", "mount -t bpf"),
         ("namespaces", sysctl("user/max_net_namespaces", "0"), "fail", "to root as well", "sysctl -w user.max_net_namespaces=1024"),
@@ -172,7 +174,7 @@ def test_each_fault_is_found_with_its_remedy(
 @pytest.mark.parametrize(
     ("check", "spoil", "found"),
     [
-        ("control groups", lambda m: m.remove("/sys/fs/cgroup/cgroup.controllers"), "version 1"),
+        ("control groups", file("/proc/self/mountinfo", ""), "only connectivity host needs it"),
         ("forwarding", both(lambda m: m.no_agent(), sysctl("net/ipv4/ip_forward", "0")), "turns it on"),
         ("forwarding", both(file("/proc/net/ipv6_route", ""), sysctl("net/ipv6/conf/all/forwarding", "0")), "IPv4"),
         ("router advertisements", sysctl("net/ipv6/conf/all/forwarding", "0"), "keeps"),

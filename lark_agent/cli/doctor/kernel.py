@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from lark_agent.cli.doctor.findings import fail, ok, unchecked, warn
 from lark_agent.errors import LarkError
+from lark_agent.model import Connectivity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,11 +65,19 @@ def bpffs(probe: Probe) -> Iterator[Finding]:
 
 
 def cgroups(probe: Probe) -> Iterator[Finding]:
-    """Tell the version of control groups; for information, nothing depends on it."""
-    if probe.path("/sys/fs/cgroup/cgroup.controllers").exists():
-        yield ok("version 2")
+    """Look for control groups of version 2, by which jobs without a sandbox are told apart."""
+    profiles = probe.settings.all_profiles.items()
+    wanting = [name for name, profile in profiles if profile.connectivity is Connectivity.HOST]
+    place = next((mount.point for mount in probe.mounts() if mount.kind == "cgroup2"), "")
+    if place:
+        yield ok(f"version 2 at {place}: connectivity host works")
+    elif wanting:
+        yield fail(
+            f"no version 2, which profile {wanting[0]} needs (connectivity host)",
+            "boot with systemd.unified_cgroup_hierarchy=1, or choose another connectivity",
+        )
     else:
-        yield ok("version 1 or none; LARK does not need version 2")
+        yield ok("no version 2; only connectivity host needs it, and no profile has that")
 
 
 def namespaces(probe: Probe) -> Iterator[Finding]:

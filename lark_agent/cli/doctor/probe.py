@@ -109,10 +109,14 @@ class Probe:
         defaults.sort(key=lambda route: (route.network.version, route.metric))
         return defaults[0].interface if defaults else ""
 
+    def mounts(self) -> list[Mount]:
+        """List what is mounted, as this process sees it."""
+        return list(mounts(self.text("/proc/self/mountinfo")))
+
     def mount_of(self, name: str | Path) -> Mount | None:
         """Find the mount that a path lies on: the longest mount point that leads to it."""
         best = None
-        for mount in mounts(self.text("/proc/self/mountinfo")):
+        for mount in self.mounts():
             inside = Path(name).is_relative_to(mount.point)
             # of two mounts on one point the later one covers the earlier
             if inside and (best is None or len(mount.point) >= len(best.point)):
