@@ -121,17 +121,6 @@ INLINE int finish(struct __sk_buff *skb, __u32 slot, const struct plan *own,
 	return PASS;
 }
 
-/*
- * Shaping sent this packet by way of an ifb device, which puts it back where it was taken: it has been
- * counted. The redirection left this very interface as the one it came in by, and no other packet
- * leaves a link that it came by, because nobody may send to the own address. (At the ingress of a
- * device inside a sandbox every packet has come in by it, and none is redirected.)
- */
-INLINE int comes_back(struct __sk_buff *skb)
-{
-	return skb->ingress_ifindex == skb->ifindex && skb->ifindex < INSIDE_BASE;
-}
-
 INLINE int decide(struct __sk_buff *skb, enum direction direction)
 {
 	__u32 ifindex = skb->ifindex, row = NON_IP, *found, slot;
@@ -149,7 +138,11 @@ INLINE int decide(struct __sk_buff *skb, enum direction direction)
 	usage_here = find_usage(&slot);
 	if (!own || !usage_here)
 		return TC_ACT_SHOT;
-	if (direction == RECEIVED && comes_back(skb))
+	/*
+	 * Shaping sent it by way of an ifb device, which puts packets back where they were taken: it has
+	 * been counted. (At ingress the kernel itself asks no program twice.)
+	 */
+	if (direction == RECEIVED && skb->ingress_ifindex == SHAPER)
 		return own->flags & PLAN_ACTIVE ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 
 	/* parsed even without a plan, so that what is dropped has its true size */

@@ -28,7 +28,7 @@
 #define CLASSES 16
 #define NON_IP CLASSES /* the row of `usage` after the classes */
 #define QUOTAS 8       /* that one plan can refer to */
-#define INSIDE_BASE 0x40000000 /* interfaces inside sandboxes have this index, or a higher one */
+#define SHAPER 0x3fffff01 /* index of the ifb device that shapes what jobs receive */
 
 /* struct plan, flags */
 #define PLAN_ACTIVE 1

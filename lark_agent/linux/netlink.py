@@ -51,6 +51,10 @@ class Netlink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
     def dump(self, kind: int, body: bytes, tried: str) -> list[bytes]:

@@ -120,13 +120,11 @@ class Traffic:
         """Close the socket."""
         self._netlink.close()
 
-    def add_ifb(self, name: str) -> int:
-        """Make an ifb device that is up, or find it; return its index."""
+    def add_ifb(self, name: str, index: int) -> None:
+        """Make an ifb device that is up, with this index. Repeatable."""
         link = attribute(_LINKINFO, attribute(_INFO_KIND, b"ifb"), nested=True)
-        body = _IFINFO.pack(0, 0, 0, _IFF_UP, _IFF_UP) + attribute(_IFNAME, _text(name)) + link
-        tried = f"making the ifb device {name}"
-        self._netlink.call(_NEWLINK, body, tried, NLM_F_CREATE)
-        return socket.if_nametoindex(name)
+        body = _IFINFO.pack(0, 0, index, _IFF_UP, _IFF_UP) + attribute(_IFNAME, _text(name)) + link
+        self._netlink.call(_NEWLINK, body, f"making the ifb device {name}", NLM_F_CREATE)
 
     def delete_link(self, name: str) -> None:
         """Delete an interface with all its queues. Repeatable."""
@@ -191,12 +189,12 @@ class Traffic:
     def redirect(self, index: int, parent: int, target: int) -> None:
         """Send all that the datapath passed at one hook (INGRESS, EGRESS) out of `target`."""
         mirred = struct.pack("=IIiiiiI", 0, 0, _STOLEN, 0, 0, _REDIRECT, target)
-        action = attribute(1, _text("mirred")) + attribute(
-            2, attribute(2, mirred), nested=True
-        )
+        action = attribute(1, _text("mirred")) + attribute(2, attribute(2, mirred), nested=True)
         # struct tc_u32_sel: terminal, no keys: everything
         everything = struct.pack("=BBBxHHhHI", 1, 0, 0, 0, 0, 0, 0, 0)
-        options = attribute(5, everything) + attribute(7, attribute(1, action, nested=True), nested=True)
+        options = attribute(5, everything) + attribute(
+            7, attribute(1, action, nested=True), nested=True
+        )
         body = _message(index, 0, parent, _filter_info(), "u32", options)
         tried = f"redirecting from interface {index} to {target}"
         self._netlink.call(_NEWTFILTER, body, tried, NLM_F_CREATE | NLM_F_EXCL)
@@ -240,9 +238,7 @@ def mtu(name: str) -> int:
     return int(struct.unpack("16si12x", answer)[1])
 
 
-def _message(
-    index: int, handle: int, parent: int, info: int, kind: str, options: bytes
-) -> bytes:
+def _message(index: int, handle: int, parent: int, info: int, kind: str, options: bytes) -> bytes:
     header = _TCMSG.pack(0, index, handle, parent, info)
     # only qdiscs with plain structures (bfifo) take options that are not attributes
     return header + attribute(_KIND, _text(kind)) + attribute(_OPTIONS, options)
@@ -258,7 +254,8 @@ def _state(parent: int, fields: dict[int, bytes]) -> ClassState:
     stats = dict(attributes(fields[_STATS2]))
     counted, packets = struct.unpack_from("=QI", stats[_STATS_BASIC])
     waiting, backlog, drops = struct.unpack_from("=III", stats[_STATS_QUEUE])
-    return ClassState(parent, *rates, priority, counted, packets, backlog, waiting, drops)
+    rate_ceil = (rates[0], rates[1])
+    return ClassState(parent, *rate_ceil, priority, counted, packets, backlog, waiting, drops)
 
 
 def _ratespec(rate: int) -> bytes:
