@@ -11,14 +11,14 @@ uplinks, and a site's own qdisc may sit there. Why not policing: it drops what w
 spikes.
 
 **Back-pressure.** A packet keeps its socket across the link and the ifb device until the worker's
-IP layer takes it, so TCP's small queues and UDP's send buffer stop the job before a queue overflows.
+IP layer takes it: TCP's small queues and UDP's send buffer stop the job before a queue overflows.
 
 **Life.** The devices are made when the first job needs them, and go when the agent stops and no
 job is left; classes and filters come and go with jobs. All of it stays while the agent is away.
 `adopt` repairs; classes of jobs that ended meanwhile go before the next one begins.
 
-Macvlan and Open vSwitch sandboxes have no host's end where this could be done, nor has `host`: plans
-that want a rate there are refused. They are outside the uplink's rate.
+Macvlan and Open vSwitch sandboxes have no host's end where this could be done, nor has `host`:
+plans that want a rate there are refused. They are outside the uplink's rate.
 """
 
 from __future__ import annotations
