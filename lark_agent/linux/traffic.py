@@ -124,7 +124,7 @@ class Traffic:
         """Make an ifb device that is up, with this index. Repeatable."""
         link = attribute(_LINKINFO, attribute(_INFO_KIND, b"ifb"), nested=True)
         body = _IFINFO.pack(0, 0, index, _IFF_UP, _IFF_UP) + attribute(_IFNAME, _text(name)) + link
-        self._netlink.call(_NEWLINK, body, f"making the ifb device {name}", NLM_F_CREATE)
+        self._make(_NEWLINK, body, f"making the ifb device {name}", NLM_F_CREATE)
 
     def delete_link(self, name: str) -> None:
         """Delete an interface with all its queues. Repeatable."""
@@ -138,7 +138,7 @@ class Traffic:
         body = _message(index, MAJOR, ROOT, 0, "htb", options)
         tried = f"giving interface {index} an HTB qdisc"
         try:
-            self._netlink.call(_NEWQDISC, body, tried, NLM_F_CREATE | NLM_F_EXCL)
+            self._make(_NEWQDISC, body, tried, NLM_F_CREATE | NLM_F_EXCL)
         except KernelError as error:
             if error.number != errno.EEXIST:
                 raise
@@ -164,27 +164,22 @@ class Traffic:
         body = _TCMSG.pack(0, index, MAJOR | minor, 0, 0)
         self._forgive(errno.ENOENT, _DELTCLASS, body, f"deleting HTB class 1:{minor:x}")
 
-    def put_queue(self, index: int, minor: int, limit: int, cut_to: int = 0) -> None:
-        """Give a class without children a queue of `limit` bytes, or change its limit.
+    def put_queue(self, index: int, minor: int, limit: int, cut_to: int) -> None:
+        """Give a class without children a queue of `limit` bytes; what waits in one it has stays.
 
-        With `cut_to`, super-packets longer than that many bytes are cut into their packets first,
-        and single packets longer than that are dropped: a token bucket filter that never waits,
-        because of all queues only that one cuts.
+        Super-packets longer than `cut_to` bytes are cut into their packets first; single ones that
+        long are dropped. It is a token bucket filter that never waits, because of all
+        queues only that one cuts; always that one, because a queue of another kind starts empty.
         """
-        handle, parent = minor << 16, MAJOR | minor
-        tried = f"giving HTB class 1:{minor:x} a queue of {limit} bytes"
-        if cut_to:
-            kind = "tbf"
-            parms = _TBF.pack(_ratespec(_NO_RATE), bytes(12), limit, 0, 0)
-            options = (
-                attribute(1, parms)
-                + attribute(4, struct.pack("=Q", _NO_RATE))
-                + attribute(6, struct.pack("=I", cut_to))
-            )
-        else:
-            kind, options = "bfifo", struct.pack("=I", limit)
-        body = _message(index, handle, parent, 0, kind, options)
-        self._netlink.call(_NEWQDISC, body, tried, NLM_F_CREATE | NLM_F_REPLACE)
+        parms = _TBF.pack(_ratespec(_NO_RATE), bytes(12), limit, 0, 0)
+        options = (
+            attribute(1, parms)
+            + attribute(4, struct.pack("=Q", _NO_RATE))
+            + attribute(6, struct.pack("=I", cut_to))
+        )
+        body = _message(index, minor << 16, MAJOR | minor, 0, "tbf", options)
+        tried = f"giving HTB class 1:{minor:x} of interface {index} a queue of {limit} bytes"
+        self._make(_NEWQDISC, body, tried, NLM_F_CREATE | NLM_F_REPLACE)
 
     def redirect(self, index: int, parent: int, target: int) -> None:
         """Send all that the datapath passed at one hook (INGRESS, EGRESS) out of `target`."""
@@ -197,7 +192,7 @@ class Traffic:
         )
         body = _message(index, 0, parent, _filter_info(), "u32", options)
         tried = f"redirecting from interface {index} to {target}"
-        self._netlink.call(_NEWTFILTER, body, tried, NLM_F_CREATE | NLM_F_EXCL)
+        self._make(_NEWTFILTER, body, tried, NLM_F_CREATE | NLM_F_EXCL)
 
     def stop_redirecting(self, index: int, parent: int) -> None:
         """Take the redirection of a hook back. Repeatable, also when the interface is gone."""
@@ -217,6 +212,15 @@ class Traffic:
             if fields.get(_KIND, b"").rstrip(b"\0") == b"htb":
                 found[handle & 0xFFFF] = _state(parent & 0xFFFF if parent != ROOT else 0, fields)
         return found
+
+    def _make(self, kind: int, body: bytes, tried: str, flags: int) -> None:
+        try:
+            self._netlink.call(kind, body, tried, flags)
+        except KernelError as error:
+            if error.number not in {errno.EOPNOTSUPP, errno.ENOENT}:  # those name an unknown kind
+                raise
+            cause = os.strerror(error.number)
+            raise KernelError(tried, cause, _REMEDY, error.number) from error
 
     def _forgive(self, forgiven: int, kind: int, body: bytes, tried: str) -> None:
         try:
@@ -240,7 +244,6 @@ def mtu(name: str) -> int:
 
 def _message(index: int, handle: int, parent: int, info: int, kind: str, options: bytes) -> bytes:
     header = _TCMSG.pack(0, index, handle, parent, info)
-    # only qdiscs with plain structures (bfifo) take options that are not attributes
     return header + attribute(_KIND, _text(kind)) + attribute(_OPTIONS, options)
 
 

@@ -48,8 +48,13 @@ UNLIMITED = 10**12
 """Bit/s of an uplink without a rate."""
 CUT_BELOW = 200_000_000
 """Bit/s."""
-BURST_NS = 4_000_000
-"""Longest that a class may be ahead of its rate: what a busy worker's timers are late."""
+UNCUT = 1 << 20
+"""Bytes; no super-packet is longer."""
+BURST_NS, SLOW_BURST_NS = 7_000_000, 4_000_000
+"""Longest that a class may be ahead of its rate, to make up for late timers of a busy worker: with
+a super-packet on top it stays below a tenth of 100 ms, and with a packet on top below SLOW."""
+SLOW = 10_000_000
+"""Bit/s."""
 SENT_LIMIT = 1 << 24
 RECEIVED_TIME = 0.1
 """Seconds."""
@@ -76,7 +81,7 @@ class Leaf:
     limit: int
     """Bytes that may wait."""
     cut_to: int
-    """Longest packet that is not cut, in bytes; 0: none is."""
+    """Longest packet that is not cut, in bytes."""
 
 
 class Tree:
@@ -122,7 +127,7 @@ class Tree:
             leaf_minor(slot), self._minors.get(plan.queue, CAPACITY), rate, ceil,
             min(7, max(0, priority)),
         )  # fmt: skip
-        return Leaf(shape, self._limit(shape), mtu + _LINK_HEADER if ceil < CUT_BELOW else 0)
+        return Leaf(shape, self._limit(shape), mtu + _LINK_HEADER if ceil < CUT_BELOW else UNCUT)
 
     def _limit(self, shape: HtbClass) -> int:
         if self._direction is Direction.SENT:
@@ -132,8 +137,9 @@ class Tree:
     def _shape(self, minor: int, parent: int, rate: int, ceil: int, priority: int) -> HtbClass:
         # one for all: turns would not be equal otherwise. Below CUT_BELOW everything is cut.
         quantum = 2 * (_USUAL_PACKET + _LINK_HEADER)
+        burst = BURST_NS if ceil >= SLOW else SLOW_BURST_NS
         return HtbClass(
-            minor, parent, frames(rate), frames(max(rate, ceil)), BURST_NS, priority,
+            minor, parent, frames(rate), frames(max(rate, ceil)), burst, priority,
             _FULL_QUANTUM if self._capacity >= CUT_BELOW else quantum,
         )  # fmt: skip
 

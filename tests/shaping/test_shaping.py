@@ -127,7 +127,7 @@ def test_a_changed_rate_holds_at_once(seats: list[Seat], stack: ExitStack) -> No
     shaping = shaper(stack)
     holding = seats[0].begin(shaping)
     stack.enter_context(seats[0].bulk(SENT))
-    for rate in (10 * M, 40 * M, 5 * M):
+    for rate in (10 * M, 250 * M, 5 * M):
         holding = seats[0].change(shaping, holding, rate=Rates(rate, 0))
         assert rates_of(seats[:1], SENT, 3)[0] == pytest.approx(rate, rel=0.15)
     assert shaping.states(SENT)[leaf_minor(4)].drops == 0
