@@ -40,8 +40,10 @@ class KernelError(LarkError):
 
     exit_status = 4
 
-    def __init__(self, tried: str, cause: str, remedy: str = "") -> None:
+    def __init__(self, tried: str, cause: str, remedy: str = "", number: int = 0) -> None:
         super().__init__(f"{tried}: {cause}" + (f"; {remedy}" if remedy else ""))
+        self.number = number
+        """The kernel's error number, where it gave one."""
 
 
 class Refused(LarkError):  # noqa: N818  reads as a verdict: "except Refused"

@@ -76,6 +76,7 @@ from lark_agent.sandbox.routed import RoutedDriver
 from lark_agent.sandbox.services import Services
 from lark_agent.sandbox.veth import Veths
 from lark_agent.sandbox.worker import WorkerSide
+from lark_agent.shaping.shaping import Shaping
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -164,7 +165,9 @@ class Daemon:
         )  # fmt: skip
         openings = self._worker_side.openings
         openings.expect([attachment.holding for attachment in found.adopted])
-        parts = (self._on_network, self._host_jobs, self._quotas, openings)
+        shaping = await self._in_kernel(lambda: Shaping.of(settings))
+        stack.callback(shaping.close)
+        parts = (self._on_network, self._host_jobs, self._quotas, openings, shaping)
         self._enforcing = Enforcing(self._datapath, parts)
         await self._in_kernel(nat.prepare)
         await self._in_kernel(self._worker_side.prepare)

@@ -138,6 +138,12 @@ INLINE int decide(struct __sk_buff *skb, enum direction direction)
 	usage_here = find_usage(&slot);
 	if (!own || !usage_here)
 		return TC_ACT_SHOT;
+	/*
+	 * Shaping sent it by way of an ifb device, which puts packets back where they were taken: it has
+	 * been counted. (At ingress the kernel itself asks no program twice.)
+	 */
+	if (direction == RECEIVED && skb->ingress_ifindex == SHAPER)
+		return own->flags & PLAN_ACTIVE ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 
 	/* parsed even without a plan, so that what is dropped has its true size */
 	verdict = parse(skb, &link, &p, direction);

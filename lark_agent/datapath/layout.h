@@ -28,6 +28,7 @@
 #define CLASSES 16
 #define NON_IP CLASSES /* the row of `usage` after the classes */
 #define QUOTAS 8       /* that one plan can refer to */
+#define SHAPER 0x3fffff01 /* index of the ifb device that shapes what jobs receive */
 
 /* struct plan, flags */
 #define PLAN_ACTIVE 1

@@ -57,6 +57,8 @@ VERSION = 3
 OLDER = (2, 1)
 """Layouts that are carried over."""
 PROGRAMS = ("from_job", "to_job")
+SHAPER = 0x3FFFFF01
+"""Index of the ifb device that shapes what jobs receive; packets that it sends back are counted."""
 
 FIRST_SANDBOX = 2
 """Slot n has address n + 2 of each of the sandboxes' ranges, see lark_agent.sandbox.addressing."""

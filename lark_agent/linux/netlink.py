@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x01, 0x04, 0x300
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLM_F_DUMP_INTR = 0x10
 _ERROR, _DONE = 2, 3
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
@@ -50,6 +51,10 @@ class Netlink:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
     def dump(self, kind: int, body: bytes, tried: str) -> list[bytes]:
@@ -61,9 +66,9 @@ class Netlink:
                 continue
         raise KernelError(tried, f"the table changed during {_DUMP_ATTEMPTS} readings in a row")
 
-    def call(self, kind: int, body: bytes, tried: str) -> None:
+    def call(self, kind: int, body: bytes, tried: str, flags: int = 0) -> None:
         """Send one request and wait for its acknowledgement."""
-        for _ in self._exchange(kind, NLM_F_ACK, body, tried):
+        for _ in self._exchange(kind, NLM_F_ACK | flags, body, tried):
             pass
 
     def _exchange(self, kind: int, flags: int, body: bytes, tried: str) -> Iterator[bytes]:
@@ -86,7 +91,7 @@ class Netlink:
                 if got in {_ERROR, _DONE}:
                     number = -struct.unpack_from("=i", message)[0] if len(message) >= 4 else 0
                     if number:
-                        raise KernelError(tried, os.strerror(number))
+                        raise KernelError(tried, os.strerror(number), number=number)
                     if interrupted:
                         raise Interrupted
                     return
