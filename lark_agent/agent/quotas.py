@@ -21,6 +21,8 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import structlog
+
 from lark_agent.accounting.allotments import NO_ENTRY, Allotment
 from lark_agent.accounting.leases import Claim
 from lark_agent.accounting.quotas import key_of, period_of
@@ -48,6 +50,7 @@ _IN_KERNEL = {
     Action.CUT_CLASS: QuotaAction.CUT_CLASS,
     Action.CUT_ALL: QuotaAction.CUT_ALL,
 }
+log = structlog.get_logger(__name__)
 _DIRECTIONS = {QuotaDirection.SENT: 1, QuotaDirection.RECEIVED: 2, QuotaDirection.BOTH: 3}
 
 
@@ -281,8 +284,8 @@ class Quotas:
             key, asks = entry.allotment.key, self._book and entry.allotment.key.period != ""
             if key.period and key.period != self._present(entry):
                 outdated |= entry.holders
-            if asks and not reachable and entry.quota.unreachable is Unreachable.CONTINUE:
-                entry.loose = True
+            if asks and not reachable and not entry.loose:
+                self._cut_off(entry)
             self._put_in_force(entry)
             dry = used_up[entry.allotment.entry]
             if dry and not entry.loose and (not asks or entry.exhausted or not reachable):
@@ -296,6 +299,17 @@ class Quotas:
         if not self._book:
             return Look(tuple(trips), outdated=tuple(outdated))
         return Look(tuple(trips), tuple(claims), frozenset(urgent), tuple(outdated))
+
+    def _cut_off(self, entry: _Entry) -> None:
+        """Do without the collector, as the site chose."""
+        if entry.quota.unreachable is not Unreachable.CONTINUE:
+            return
+        entry.loose = True
+        key = entry.allotment.key
+        log.warning(
+            "the collector cannot be asked: a quota counts and lets everything through",
+            quota=key.quota, subject=key.subject, used=entry.allotment.used,
+        )  # fmt: skip
 
     def _present(self, entry: _Entry) -> str:
         key = entry.allotment.key
