@@ -116,7 +116,9 @@ def test_a_period_ends_under_a_running_job(
     claims = bench.claims()
     assert (claims[before, True].used, claims[after, False].used) == (4 * MB, 0)
     assert bench.datapath.quotas.state([new])[new].used == 0
-    bench.quotas.grant([Grant(lease, 4 * MB)])
+    bench.quotas.grant([Grant(lease, 5 * MB)])
+    assert (before, True) in bench.claims(), "this was the answer to an earlier claim"
+    bench.quotas.grant([Grant(lease, 4 * MB)], [lease])
     assert (before, True) not in bench.claims(), "the collector has heard of it"
 
 
@@ -133,6 +135,19 @@ def test_an_agent_restarts_in_the_middle(bench: Bench) -> None:
     assert entry(bench.quotas.change(holding(), holding(), EMPTY)) == first
     bench.charge(first, 3 * MB)
     assert next(iter(bench.claims().values())).wanted, "half of it is used"
+
+
+def test_a_quota_that_the_site_removed_holds_for_its_jobs(bench: Bench) -> None:
+    """After a restart without it the entry is still the job's, and nobody else gets it."""
+    bench.site["other"] = bench.site["q"]
+    first = entry(bench.quotas.begin(holding(), EMPTY))
+    del bench.site["q"]
+    bench.restart()
+    bench.quotas.adopt(holding())
+    others = replace(holding(2, "bob"), plan=replace(PLAN, quotas=("other",)))
+    assert entry(bench.quotas.begin(others, EMPTY)) != first
+    assert entry(bench.quotas.change(holding(), holding(), EMPTY)) == first
+    assert bench.quotas.begin(holding(3), EMPTY).quotas == ()
 
 
 def test_a_reboot_ends_every_lease(bench: Bench) -> None:

@@ -111,7 +111,9 @@ def test_a_collector_that_is_gone_cuts(lab: Lab) -> None:
     talker = cut_off(lab, "cut")
     for _ in range(30):
         talker.talk()
-    until(lambda: records(lab)[talker.job.job_id].changes, "the record of the cut")
+    (change,) = until(lambda: records(lab)[talker.job.job_id].changes, "the record of the cut")
+    assert (change.by, change.setting) == ("quota q", "cut-class")
+    assert change.value.startswith("the collector cannot be asked")
     talker.end()
     record = final(lab, talker.job.job_id)
     # granted were 1 MB at once, and half of what was left if it was asked for in time
