@@ -139,18 +139,18 @@ class Entries:
             self._datapath.quotas.set(entry.allotment.entry, *wanted)
             entry.in_force = wanted
 
-    def read(self, entries: Sequence[Entry]) -> set[int]:
-        """Read what was used, remember it, and return the indices that are used up."""
+    def read(self, entries: Sequence[Entry]) -> None:
+        """Read what was used and whether it is used up, and remember it."""
         states = self._datapath.quotas.state(entry.allotment.entry for entry in entries)
         now = self._now_ns()
         for entry in entries:
             allotment = entry.allotment
             # less than known: the kernel's maps were removed under a running job
-            used = max(allotment.used, states[allotment.entry].used)
-            if used != allotment.used:
-                allotment.used, allotment.changed_ns = used, now
+            state = states[allotment.entry]
+            used = max(allotment.used, state.used)
+            if (used, state.exceeded) != (allotment.used, allotment.dry):
+                allotment.used, allotment.dry, allotment.changed_ns = used, state.exceeded, now
                 self._allotments.put(allotment)
-        return {index for index, state in states.items() if state.exceeded}
 
     def grant(self, entry: Entry, granted: int) -> None:
         """Let more through."""

@@ -1,7 +1,7 @@
 """What follows from quotas: their state looked at, told to the collector, and acted on.
 
 The kernel tells at once when a quota is used up; otherwise everything is looked at once a second
-while leases are held, and at every sampling interval. A look runs in the kernel thread
+while owners or groups share any, else at every sampling interval. A look runs in the kernel thread
 (`lark_agent.agent.quotas`), the rest here in the loop:
 
 * **Claims** wait for the reporter, the latest of each lease; its stream carries them, and grants
@@ -99,7 +99,7 @@ class Metering:
             self._wake.set()
 
     async def look(self) -> bool:
-        """Look once, and act; returns whether leases are held. Raises LarkError."""
+        """Look once, and act; returns whether to look again soon. Raises LarkError."""
         reachable = self.reachable()
         found = await self._in_kernel(lambda: self._quotas.look(reachable=reachable))
         self._claim(found)
@@ -109,7 +109,7 @@ class Metering:
             await self._act(list(trips))
         async with self._news:
             self._news.notify_all()
-        return bool(found.outdated) or any(not claim.closed for claim in found.claims)
+        return found.shared
 
     def _claim(self, found: Look) -> None:
         now = time.monotonic()

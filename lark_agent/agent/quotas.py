@@ -63,6 +63,8 @@ class Look:
     """For the collector: how everything stands."""
     urgent: frozenset[str] = frozenset()
     """Leases of claims that should not wait for the next report."""
+    shared: bool = False
+    """Whether anything is shared, and has to be looked at often."""
     outdated: tuple[str, ...] = ()
     """Attachments that are still charged to the period before."""
 
@@ -162,7 +164,7 @@ class Quotas:
         abandoned = [entry for entry in self._entries.open.values() if not entry.holders]
         if abandoned:
             self._datapath.settle()
-        used_up = self._entries.read(list(self._entries.open.values()))
+        self._entries.read(list(self._entries.open.values()))
         for entry in abandoned:
             self._entries.drop(entry)
         trips: list[Trip] = []
@@ -176,18 +178,19 @@ class Quotas:
             if asks and not (reachable or entry.loose or entry.exhausted):
                 self._cut_off(entry)
             self._entries.put_in_force(entry)
-            dry = entry.allotment.entry in used_up and not entry.loose
+            dry = entry.allotment.dry and not entry.loose
             if dry and (not asks or entry.exhausted or not reachable):
                 trips += self._trips(entry, cut_off=asks and not entry.exhausted)
             if asks:
                 left = entry.allotment.granted - entry.allotment.used
-                wanted = 2 * left <= entry.step
+                wanted = entry.allotment.dry or 2 * left <= entry.step
                 claims.append(_claim(entry.allotment, wanted=wanted))
                 if wanted and not entry.exhausted:
                     urgent.add(entry.allotment.lease)
+        shared = any(entry.leased for entry in self._entries.open.values())
         if not self._book:
-            return Look(tuple(trips), outdated=tuple(outdated))
-        return Look(tuple(trips), tuple(claims), frozenset(urgent), tuple(outdated))
+            return Look(tuple(trips), shared=shared, outdated=tuple(outdated))
+        return Look(tuple(trips), tuple(claims), frozenset(urgent), shared, tuple(outdated))
 
     def _cut_off(self, entry: Entry) -> None:
         """Do without the collector, as the site chose."""
@@ -245,5 +248,5 @@ class Quotas:
 def _claim(allotment: Allotment, *, wanted: bool = False, closed: bool = False) -> Claim:
     return Claim(
         allotment.lease, allotment.key, allotment.limit, allotment.action, allotment.granted,
-        allotment.used, wanted=wanted, closed=closed,
+        allotment.used, wanted=wanted, closed=closed, dry=allotment.dry,
     )  # fmt: skip
