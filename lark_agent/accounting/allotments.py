@@ -43,7 +43,8 @@ CREATE TABLE IF NOT EXISTS leases (
     granted INTEGER NOT NULL,
     used INTEGER NOT NULL,
     boot_id TEXT NOT NULL,
-    changed_ns INTEGER NOT NULL
+    changed_ns INTEGER NOT NULL,
+    dry INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS spent (
     quota TEXT NOT NULL, scope TEXT NOT NULL, subject TEXT NOT NULL, period TEXT NOT NULL,
@@ -81,6 +82,8 @@ class Allotment:
     """As last read."""
     boot_id: str = ""
     changed_ns: int = 0
+    dry: bool = False
+    """A packet did not fit in it any more."""
 
 
 class Allotments:
@@ -111,10 +114,10 @@ class Allotments:
         a = allotment
         with self._trying("write"):
             self._db.execute(
-                "INSERT OR REPLACE INTO leases VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                "INSERT OR REPLACE INTO leases VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     a.lease, *a.key, a.owner, a.limit, a.action, a.entry, a.granted, a.used,
-                    a.boot_id, a.changed_ns,
+                    a.boot_id, a.changed_ns, a.dry,
                 ),
             )  # fmt: skip
 
@@ -208,8 +211,8 @@ def standings(path: Path, now_ns: int, sees: Callable[[PoolKey, str], bool]) -> 
     try:
         spent = database.execute("SELECT * FROM spent").fetchall()
         held = database.execute(
-            "SELECT quota, scope, subject, period, bytes, action, used, changed_ns, granted, owner "
-            "FROM leases WHERE entry != ?",
+            "SELECT quota, scope, subject, period, bytes, action, used, changed_ns, granted, "
+            "owner, dry FROM leases WHERE entry != ?",
             (NO_ENTRY,),
         ).fetchall()
     finally:
@@ -218,14 +221,14 @@ def standings(path: Path, now_ns: int, sees: Callable[[PoolKey, str], bool]) -> 
         key = PoolKey(*row[:4])
         limit, action, used, at = row[4:]
         if key.period in periods_of(now_ns) and sees(key, ""):
-            found[key] = Standing(key, limit, used, used, 0, action, at)
+            found[key] = Standing(key, limit, used, used, 0, action, at, used_up=used >= limit)
     for row in held:
         key = PoolKey(*row[:4])
-        limit, action, used, at, granted, owner = row[4:]
+        limit, action, used, at, granted, owner, dry = row[4:]
         if key.period in periods_of(now_ns) and sees(key, owner):
             before = found.get(key) or Standing(key, limit, 0, 0, 0, action, at)
             found[key] = replace(
                 before, limit=limit, used=before.used + used, granted=before.granted + granted,
-                workers=1, action=action, as_of_ns=at,
+                workers=1, action=action, as_of_ns=at, used_up=bool(dry),
             )  # fmt: skip
     return [found[key] for key in sorted(found)]

@@ -71,6 +71,8 @@ class Claim:
     """It is about to need more."""
     closed: bool = False
     """It will not use more, under this name."""
+    dry: bool = False
+    """A packet did not fit in it any more."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,13 +78,10 @@ class Standing:
     """A `QuotaAction`."""
     as_of_ns: int
     """When it last changed."""
+    used_up: bool = False
+    """The next packet did not fit any more; less than that may be left."""
 
     @property
     def left(self) -> int:
         """What is not used."""
         return max(0, self.limit - self.used)
-
-    @property
-    def used_up(self) -> bool:
-        """Whether there is nothing left."""
-        return self.used >= self.limit

@@ -398,6 +398,7 @@ class Daemon:
         self._policy = policy
         self._attachments.prices = Prices.of(fresh.prices)
         self._quotas.site = fresh.quotas
+        self._metering.hook.settings = fresh.quota_hook
         log.info("reloaded", classes=len(fresh.classes), rules=len(fresh.rules))
 
     def _remove_pins(self) -> None:

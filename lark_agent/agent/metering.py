@@ -1,7 +1,7 @@
 """What follows from quotas: their state looked at, told to the collector, and acted on.
 
 The kernel tells at once when a quota is used up; otherwise everything is looked at once a second
-while leases are held, and at every sampling interval. A look runs in the kernel thread
+while owners or groups share any, else at every sampling interval. A look runs in the kernel thread
 (`lark_agent.agent.quotas`), the rest here in the loop:
 
 * **Claims** wait for the reporter, the latest of each lease; its stream carries them, and grants
@@ -68,7 +68,7 @@ class Metering:
         self._attachments = attachments
         self._in_kernel = kernel_thread
         self._tasks = tasks
-        self._hook = hook
+        self.hook = hook
         self._interval_seconds = interval_seconds
         self._worker = worker
         self._wake = asyncio.Event()
@@ -99,7 +99,7 @@ class Metering:
             self._wake.set()
 
     async def look(self) -> bool:
-        """Look once, and act; returns whether leases are held. Raises LarkError."""
+        """Look once, and act; returns whether to look again soon. Raises LarkError."""
         reachable = self.reachable()
         found = await self._in_kernel(lambda: self._quotas.look(reachable=reachable))
         self._claim(found)
@@ -109,7 +109,7 @@ class Metering:
             await self._act(list(trips))
         async with self._news:
             self._news.notify_all()
-        return bool(found.claims) or bool(found.outdated)
+        return found.shared
 
     def _claim(self, found: Look) -> None:
         now = time.monotonic()
@@ -132,9 +132,10 @@ class Metering:
             self.claimed.clear()
         return claims
 
-    async def answered(self, grants: Sequence[Grant]) -> None:
-        """Put grants in force."""
-        await self._in_kernel(lambda: self._quotas.grant(grants))
+    async def answered(self, claims: Sequence[Claim], grants: Sequence[Grant]) -> None:
+        """Put the grants for some claims in force."""
+        ended = [claim.lease for claim in claims if claim.closed]
+        await self._in_kernel(lambda: self._quotas.grant(grants, ended))
         async with self._news:
             self._news.notify_all()
         self._wake.set()
@@ -161,15 +162,20 @@ class Metering:
         for trip in trips:
             attachment = self._attachments.living.get(trip.attachment_id)
             if attachment is not None and not _is_recorded(attachment, trip):
+                log.warning(
+                    "quota used up", **trip.key._asdict(), used=trip.used, limit=trip.limit,
+                    action=trip.quota.action.value, cut_off=trip.cut_off,
+                    job=attachment.record.job.job_id,
+                )  # fmt: skip
                 await self._record(attachment, trip)
                 concerned.append(attachment)
-        if concerned and trips[0].quota.hook and self._hook.settings.command:
+        if concerned and trips[0].quota.hook and self.hook.settings.command:
             told = self._told(trips[0], concerned)
-            self._tasks.once("quota hook", self._hook.run(told))
+            self._tasks.once("quota hook", self.hook.run(told))
 
     async def _record(self, attachment: Attachment, trip: Trip) -> None:
         quota, plan = trip.quota, attachment.plan
-        change = Change(time.time_ns(), _by(trip), quota.action.value, f"{quota.bytes} used up")
+        change = Change(time.time_ns(), _by(trip), quota.action.value, _why(trip))
         if quota.action is QuotaAction.THROTTLE:
             await self._in_kernel(
                 lambda: self._allotments.throttle(
@@ -234,12 +240,21 @@ def _by(trip: Trip) -> str:
     return f"quota {trip.key.quota}"
 
 
+def _why(trip: Trip) -> str:
+    if trip.cut_off:
+        return f"the collector cannot be asked for more of {trip.quota.bytes}"
+    return f"{trip.quota.bytes} used up"
+
+
 def _is_recorded(attachment: Attachment, trip: Trip) -> bool:
     """Tell whether an earlier look, or an earlier agent, has told of this already."""
     since = period_start(trip.key.period) if trip.key.period else 0
-    by, action = _by(trip), trip.quota.action.value
-    changes = attachment.record.changes
-    return any((c.by, c.setting) == (by, action) and c.at_ns >= since for c in changes)
+    return any(
+        change.at_ns >= since
+        and (change.by, change.setting) == (_by(trip), trip.quota.action.value)
+        and change.value.startswith(_why(trip))
+        for change in attachment.record.changes
+    )
 
 
 def _lowered(plan: NetworkPlan, throttle: Rates) -> NetworkPlan:

@@ -17,24 +17,20 @@ look, after every program that knew it has ended. Everything here belongs to the
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from lark_agent.accounting.allotments import NO_ENTRY, Allotment
+import structlog
+
 from lark_agent.accounting.leases import Claim
 from lark_agent.accounting.quotas import key_of, period_of
-from lark_agent.config import QuotaAction as Action
-from lark_agent.config import QuotaDirection, QuotaScope, Unreachable
-from lark_agent.datapath import UNLIMITED, QuotaAction, QuotaUse
-from lark_agent.errors import Unavailable
-from lark_agent.model import new_attachment_id
-from lark_agent.quantities import size
+from lark_agent.agent.entries import Entries, Entry
+from lark_agent.config import QuotaAction, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from lark_agent.accounting.allotments import Allotments
+    from lark_agent.accounting.allotments import Allotment, Allotments
     from lark_agent.accounting.leases import Grant
     from lark_agent.accounting.quotas import PoolKey
     from lark_agent.config import Quota
@@ -42,13 +38,7 @@ if TYPE_CHECKING:
     from lark_agent.model import NetworkPlan
     from lark_agent.sandbox.holding import Holding
 
-_IN_KERNEL = {
-    Action.NOTIFY: QuotaAction.NOTIFY,
-    Action.THROTTLE: QuotaAction.THROTTLE,
-    Action.CUT_CLASS: QuotaAction.CUT_CLASS,
-    Action.CUT_ALL: QuotaAction.CUT_ALL,
-}
-_DIRECTIONS = {QuotaDirection.SENT: 1, QuotaDirection.RECEIVED: 2, QuotaDirection.BOTH: 3}
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +50,8 @@ class Trip:
     quota: Quota
     used: int
     limit: int
+    cut_off: bool
+    """Not the quota, but this worker's lease is used up, and nobody can be asked for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +63,10 @@ class Look:
     """For the collector: how everything stands."""
     urgent: frozenset[str] = frozenset()
     """Leases of claims that should not wait for the next report."""
+    shared: bool = False
+    """Whether anything is shared, and has to be looked at often."""
     outdated: tuple[str, ...] = ()
     """Attachments that are still charged to the period before."""
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """An open allotment, and who is charged to it."""
-
-    allotment: Allotment
-    quota: Quota
-    holders: set[str] = field(default_factory=set)
-    told: set[str] = field(default_factory=set)
-    """Holders whose trip was told."""
-    step: int = 0
-    """How much the last grant added."""
-    exhausted: bool = False
-    """The collector had no more."""
-    loose: bool = False
-    """Counts only, until the collector has answered again."""
-    in_force: tuple[int, QuotaAction] | None = None
 
 
 class Quotas:
@@ -110,24 +86,10 @@ class Quotas:
         self._allotments = allotments
         self.site = site
         """As configured now; what runs is held to what it began with."""
-        self._boot_id = boot_id
         self._now_ns = now_ns
         self._book = book
-        self._open: dict[PoolKey, _Entry] = {}
-        self._closed: dict[str, Allotment] = {}
-        for allotment in allotments.all():
-            self._take_over(allotment)
-
-    def _take_over(self, allotment: Allotment) -> None:
-        """Go on with what an earlier agent held."""
-        quota = self.site.get(allotment.key.quota)
-        if allotment.entry == NO_ENTRY:
-            self._closed[allotment.lease] = allotment
-        elif allotment.boot_id != self._boot_id or quota is None:
-            self._close(allotment)
-        else:
-            step = allotment.granted
-            self._open[allotment.key] = _Entry(allotment, quota, step=step)
+        self._entries = Entries(datapath, allotments, boot_id, now_ns, book=book)
+        self._entries.take_over(site)
 
     # Enforcement
 
@@ -137,16 +99,20 @@ class Quotas:
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Charge a job to its entries."""
-        joined: list[_Entry] = []
+        earlier = self._held_by(holding)
+        known = {entry.allotment.key.quota: entry.quota for entry in earlier} | dict(self.site)
         try:
-            for name in holding.plan.quotas:
-                if name in self.site:
-                    joined.append(self._join(name, holding))  # noqa: PERF401  what was joined is left on failure
+            joined = [
+                self._join(name, known[name], holding)
+                for name in holding.plan.quotas
+                if name in known
+            ]
         except BaseException:
-            for entry in joined:
-                self._leave(entry, holding)
+            for entry in self._held_by(holding):
+                if entry not in earlier:
+                    self._leave(entry, holding)
             raise
-        return replace(slot_plan, quotas=tuple(map(self._use, joined)))
+        return replace(slot_plan, quotas=tuple(map(self._entries.use, joined)))
 
     def change(self, before: Holding, after: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Charge a job to what its plan names now, in the present period."""
@@ -162,7 +128,7 @@ class Quotas:
         """Know again whose an entry is."""
         job, now = holding.job, self._now_ns()
         for name in holding.plan.quotas:
-            for key, entry in self._open.items():
+            for key, entry in self._entries.open.items():
                 wanted = key_of(name, entry.quota, job, holding.attachment_id, now)
                 if key.quota == name and key[:3] == wanted[:3]:
                     entry.holders.add(holding.attachment_id)
@@ -173,92 +139,20 @@ class Quotas:
             self._leave(entry, holding)
         self._allotments.ended(holding.attachment_id)
 
-    def _held_by(self, holding: Holding) -> list[_Entry]:
-        return [e for e in self._open.values() if holding.attachment_id in e.holders]
+    def _held_by(self, holding: Holding) -> list[Entry]:
+        return [e for e in self._entries.open.values() if holding.attachment_id in e.holders]
 
-    def _join(self, name: str, holding: Holding) -> _Entry:
-        quota, now = self.site[name], self._now_ns()
-        key = key_of(name, quota, holding.job, holding.attachment_id, now)
-        entry = self._open.get(key)
-        if entry is None:
-            entry = self._make(key, quota, holding.job.owner)
+    def _join(self, name: str, quota: Quota, holding: Holding) -> Entry:
+        key = key_of(name, quota, holding.job, holding.attachment_id, self._now_ns())
+        entry = self._entries.get(key, quota, holding.job.owner)
         entry.holders.add(holding.attachment_id)
         return entry
 
-    def _make(self, key: PoolKey, quota: Quota, owner: str) -> _Entry:
-        now, limit = self._now_ns(), size(quota.bytes)
-        allotment = Allotment(
-            new_attachment_id(now, os.urandom(10)), key, owner, limit, quota.action, self._free(),
-            boot_id=self._boot_id, changed_ns=now,
-        )  # fmt: skip
-        if key.scope == QuotaScope.JOB:
-            allotment.granted = limit
-        elif not self._book:
-            allotment.granted = max(0, limit - self._allotments.spent(key))
-        entry = _Entry(allotment, quota)
-        self._allotments.put(allotment)
-        self._datapath.quotas.reset(allotment.entry)
-        self._put_in_force(entry)
-        self._open[key] = entry
-        return entry
-
-    def _free(self) -> int:
-        taken = {entry.allotment.entry for entry in self._open.values()}
-        for index in range(self._datapath.quotas.size):
-            if index not in taken:
-                return index
-        raise Unavailable(
-            f"all {len(taken)} places for quotas of this worker are taken; wait until jobs of "
-            "others have ended"
-        )
-
-    def _leave(self, entry: _Entry, holding: Holding) -> None:
+    def _leave(self, entry: Entry, holding: Holding) -> None:
         entry.holders.discard(holding.attachment_id)
         if not entry.holders:
-            self._read([entry])
-            self._drop(entry)
-
-    def _drop(self, entry: _Entry) -> None:
-        del self._open[entry.allotment.key]
-        self._close(entry.allotment)
-
-    def _close(self, allotment: Allotment) -> None:
-        if allotment.key.scope == QuotaScope.JOB:
-            self._allotments.forget(allotment.lease)
-            return
-        self._allotments.settle(allotment)
-        if self._book:
-            self._closed[allotment.lease] = allotment
-        else:
-            self._allotments.forget(allotment.lease)
-
-    def _use(self, entry: _Entry) -> QuotaUse:
-        quota = entry.quota
-        classes = None if quota.classes is None else frozenset(quota.classes)
-        mask = self._datapath.classes.mask(classes)
-        return QuotaUse(entry.allotment.entry, mask, _DIRECTIONS[quota.direction])
-
-    def _put_in_force(self, entry: _Entry) -> None:
-        action = _IN_KERNEL[entry.quota.action]
-        wanted = entry.allotment.granted, action
-        if entry.loose:
-            wanted = UNLIMITED, QuotaAction.NOTIFY
-        if wanted != entry.in_force:
-            self._datapath.quotas.set(entry.allotment.entry, *wanted)
-            entry.in_force = wanted
-
-    def _read(self, entries: Sequence[_Entry]) -> dict[int, bool]:
-        """Read what was used, save it, and return which entries (by index) are used up."""
-        states = self._datapath.quotas.state(entry.allotment.entry for entry in entries)
-        now = self._now_ns()
-        for entry in entries:
-            allotment = entry.allotment
-            # less than known: the kernel's maps were removed under a running job
-            used = max(allotment.used, states[allotment.entry].used)
-            if used != allotment.used:
-                allotment.used, allotment.changed_ns = used, now
-                self._allotments.put(allotment)
-        return {index: state.exceeded for index, state in states.items()}
+            self._entries.read([entry])
+            self._entries.drop(entry)
 
     # Looking
 
@@ -267,82 +161,92 @@ class Quotas:
 
         Raises KernelError or StoreError.
         """
-        abandoned = [entry for entry in self._open.values() if not entry.holders]
+        abandoned = [entry for entry in self._entries.open.values() if not entry.holders]
         if abandoned:
             self._datapath.settle()
-        used_up = self._read(list(self._open.values()))
+        self._entries.read(list(self._entries.open.values()))
         for entry in abandoned:
-            self._drop(entry)
+            self._entries.drop(entry)
         trips: list[Trip] = []
-        claims = [_claim(allotment, closed=True) for allotment in self._closed.values()]
-        urgent = set(self._closed)
+        claims = [_claim(allotment, closed=True) for allotment in self._entries.closed.values()]
+        urgent = set(self._entries.closed)
         outdated: set[str] = set()
-        for entry in self._open.values():
-            key, asks = entry.allotment.key, self._book and entry.allotment.key.period != ""
-            if key.period and key.period != self._present(entry):
+        for entry in self._entries.open.values():
+            asks = self._book and entry.leased
+            if entry.leased and entry.allotment.key.period != self._present(entry):
                 outdated |= entry.holders
-            if asks and not reachable and entry.quota.unreachable is Unreachable.CONTINUE:
-                entry.loose = True
-            self._put_in_force(entry)
-            dry = used_up[entry.allotment.entry]
-            if dry and not entry.loose and (not asks or entry.exhausted or not reachable):
-                trips += self._trips(entry)
+            if asks and not (reachable or entry.loose or entry.exhausted):
+                self._cut_off(entry)
+            self._entries.put_in_force(entry)
+            dry = entry.allotment.dry and not entry.loose
+            if dry and (not asks or entry.exhausted or not reachable):
+                trips += self._trips(entry, cut_off=asks and not entry.exhausted)
             if asks:
                 left = entry.allotment.granted - entry.allotment.used
-                wanted = 2 * left <= entry.step
+                wanted = entry.allotment.dry or 2 * left <= entry.step
                 claims.append(_claim(entry.allotment, wanted=wanted))
                 if wanted and not entry.exhausted:
                     urgent.add(entry.allotment.lease)
+        shared = any(entry.leased for entry in self._entries.open.values())
         if not self._book:
-            return Look(tuple(trips), outdated=tuple(outdated))
-        return Look(tuple(trips), tuple(claims), frozenset(urgent), tuple(outdated))
+            return Look(tuple(trips), shared=shared, outdated=tuple(outdated))
+        return Look(tuple(trips), tuple(claims), frozenset(urgent), shared, tuple(outdated))
 
-    def _present(self, entry: _Entry) -> str:
+    def _cut_off(self, entry: Entry) -> None:
+        """Do without the collector, as the site chose."""
+        if entry.quota.unreachable is not Unreachable.CONTINUE:
+            return
+        entry.loose = True
+        key = entry.allotment.key
+        log.warning(
+            "the collector cannot be asked: a quota counts and lets everything through",
+            quota=key.quota, subject=key.subject, used=entry.allotment.used,
+        )  # fmt: skip
+
+    def _present(self, entry: Entry) -> str:
         key = entry.allotment.key
         quota = self.site.get(key.quota, entry.quota)
         return period_of(quota.period, self._now_ns())
 
-    def _trips(self, entry: _Entry) -> list[Trip]:
+    def _trips(self, entry: Entry, *, cut_off: bool) -> list[Trip]:
         untold = sorted(entry.holders - entry.told)
         entry.told |= entry.holders
         allotment = entry.allotment
         return [
-            Trip(holder, allotment.key, entry.quota, allotment.used, allotment.limit)
+            Trip(
+                holder, allotment.key, entry.quota, allotment.used, allotment.limit, cut_off=cut_off
+            )
             for holder in untold
         ]
 
-    def grant(self, grants: Sequence[Grant]) -> None:
-        """Take over what the collector answered; forgets what it heard the end of."""
-        entries = {entry.allotment.lease: entry for entry in self._open.values()}
+    def grant(self, grants: Sequence[Grant], ended: Iterable[str] = ()) -> None:
+        """Take over what the collector answered, and that it heard of the end of some leases."""
+        entries = {entry.allotment.lease: entry for entry in self._entries.open.values()}
         for grant in grants:
-            if grant.lease in self._closed:
-                del self._closed[grant.lease]
-                self._allotments.forget(grant.lease)
-                continue
             entry = entries.get(grant.lease)
             if entry is None:
                 continue  # an answer to what was closed meanwhile
-            allotment = entry.allotment
-            if grant.granted > allotment.granted:
-                entry.step = grant.granted - allotment.granted
-                allotment.granted = grant.granted
-                self._allotments.put(allotment)
+            if grant.granted > entry.allotment.granted:
+                entry.told.clear()
+                self._entries.grant(entry, grant.granted)
             entry.exhausted = grant.exhausted
             entry.loose = False
-            self._put_in_force(entry)
+            self._entries.put_in_force(entry)
+        for lease in ended:
+            self._entries.forget(lease)
 
     def waits(self, attachment_id: str) -> bool:
         """Tell whether a job's first packets would be dropped for lack of an answer."""
         return self._book and any(
             attachment_id in entry.holders
             and not (entry.allotment.granted or entry.exhausted or entry.loose)
-            and entry.quota.action in {Action.CUT_CLASS, Action.CUT_ALL}
-            for entry in self._open.values()
+            and entry.quota.action in {QuotaAction.CUT_CLASS, QuotaAction.CUT_ALL}
+            for entry in self._entries.open.values()
         )
 
 
 def _claim(allotment: Allotment, *, wanted: bool = False, closed: bool = False) -> Claim:
     return Claim(
         allotment.lease, allotment.key, allotment.limit, allotment.action, allotment.granted,
-        allotment.used, wanted=wanted, closed=closed,
+        allotment.used, wanted=wanted, closed=closed, dry=allotment.dry,
     )  # fmt: skip

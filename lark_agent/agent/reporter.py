@@ -132,7 +132,8 @@ class Reporter:
             await call.write(report_pb2.WorkerMessage(claims=message))
             while (answer := await _read(call)).grants.number < number:
                 pass
-            await self._metering.answered([grant_from_wire(g) for g in answer.grants.grants])
+            grants = [grant_from_wire(grant) for grant in answer.grants.grants]
+            await self._metering.answered(claims, grants)
         return number
 
     async def _wait_for_news(self, call: _Call) -> None:

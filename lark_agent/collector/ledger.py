@@ -85,7 +85,7 @@ def _settle_all(
 def _settle_one(connection: sql.Connection, worker: str, claim: Claim, now_ns: int) -> Grant:
     row = _lease(connection, claim.lease)
     lease = Lease(row["granted"], row["used"], row["closed"]) if row is not None else None
-    pool = _pool(connection, claim.key)
+    pool, dry = _pool(connection, claim.key)
     limit, open_leases = _limit(connection, claim, now_ns)
     if limit != claim.limit and row is None:
         log.warning(
@@ -94,7 +94,7 @@ def _settle_one(connection: sql.Connection, worker: str, claim: Claim, now_ns: i
             smallest=limit,
         )  # fmt: skip
     pool, lease = settle(pool, lease, claim, limit, open_leases)
-    key = claim.key._asdict()
+    key, exhausted = claim.key._asdict(), is_exhausted(pool, limit)
     connection.execute(
         upsert(LEASES, new=("limit_bytes", "granted", "used", "closed", "seen_ns")),
         {
@@ -104,13 +104,13 @@ def _settle_one(connection: sql.Connection, worker: str, claim: Claim, now_ns: i
         },
     )  # fmt: skip
     connection.execute(
-        upsert(POOLS, new=("limit_bytes", "granted", "used", "changed_ns", "action")),
+        upsert(POOLS, new=("limit_bytes", "granted", "used", "changed_ns", "action", "dry")),
         {
             **key, "limit_bytes": limit, "granted": pool.granted, "used": pool.used,
-            "changed_ns": now_ns, "action": claim.action,
+            "changed_ns": now_ns, "action": claim.action, "dry": exhausted and (dry or claim.dry),
         },
     )  # fmt: skip
-    return Grant(claim.lease, lease.granted, exhausted=is_exhausted(pool, limit))
+    return Grant(claim.lease, lease.granted, exhausted=exhausted)
 
 
 def _lease(connection: sql.Connection, lease: str) -> sql.RowMapping | None:
@@ -121,10 +121,11 @@ def _key(row: sql.RowMapping) -> tuple[str, ...]:
     return row["quota"], row["scope"], row["subject"], row["period"]
 
 
-def _pool(connection: sql.Connection, key: PoolKey) -> Pool:
-    query = sql.select(POOLS.c.granted, POOLS.c.used).where(*_is(POOLS, key))
+def _pool(connection: sql.Connection, key: PoolKey) -> tuple[Pool, bool]:
+    """Return a pool, and whether a packet of it did not fit any more."""
+    query = sql.select(POOLS.c.granted, POOLS.c.used, POOLS.c.dry).where(*_is(POOLS, key))
     row = connection.execute(query).first()
-    return Pool(*row) if row else Pool()
+    return (Pool(row[0], row[1]), row[2]) if row else (Pool(), False)
 
 
 def _limit(connection: sql.Connection, claim: Claim, now_ns: int) -> tuple[int, int]:

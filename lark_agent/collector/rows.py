@@ -143,4 +143,5 @@ def standing_of(row: RowMapping) -> Standing:
         row["workers"],
         row["action"],
         row["changed_ns"],
+        used_up=row["dry"],
     )

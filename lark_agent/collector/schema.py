@@ -126,6 +126,7 @@ POOLS = sql.Table(
     _number("used"),
     _number("changed_ns"),
     _text("action"),
+    sql.Column("dry", sql.Boolean, nullable=False),
     sql.Index("pools_by_change", "changed_ns"),
     sqlite_with_rowid=False,
 )

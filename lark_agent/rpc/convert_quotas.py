@@ -21,6 +21,7 @@ def claim_to_wire(claim: Claim) -> report_pb2.Claim:
     return report_pb2.Claim(
         lease=claim.lease, **claim.key._asdict(), limit=claim.limit, action=claim.action,
         granted=claim.granted, used=claim.used, wanted=claim.wanted, closed=claim.closed,
+        dry=claim.dry,
     )  # fmt: skip
 
 
@@ -40,7 +41,7 @@ def claim_from_wire(message: report_pb2.Claim) -> Claim:
         message.lease,
         PoolKey(message.quota, message.scope, message.subject, message.period),
         message.limit, message.action, message.granted, message.used,
-        wanted=message.wanted, closed=message.closed,
+        wanted=message.wanted, closed=message.closed, dry=message.dry,
     )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def standing_to_wire(standing: Standing) -> query_pb2.Standing:
     return query_pb2.Standing(
         **standing.key._asdict(), limit=standing.limit, used=standing.used,
         granted=standing.granted, workers=standing.workers, action=standing.action,
-        as_of_ns=standing.as_of_ns,
+        as_of_ns=standing.as_of_ns, used_up=standing.used_up,
     )  # fmt: skip
 
 
@@ -76,5 +77,5 @@ def standing_from_wire(message: query_pb2.Standing) -> Standing:
     return Standing(
         PoolKey(message.quota, message.scope, message.subject, message.period),
         message.limit, message.used, message.granted, message.workers, message.action,
-        message.as_of_ns,
+        message.as_of_ns, used_up=message.used_up,
     )  # fmt: skip

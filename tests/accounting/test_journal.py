@@ -220,3 +220,28 @@ def test_a_file_that_is_no_journal_is_named(path: Path) -> None:
     path.write_text("these are not the records you are looking for" * 100)
     with pytest.raises(StoreError, match=str(path)):
         Journal(path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_journal_is_converted(path: Path, version: int) -> None:
+    """Jobs that an earlier release began go on, with their totals; what they cost begins at 0."""
+    journal = Journal(path)
+    journal.begin(record(), HERE, PLAN)
+    journal.save([moved(record(), 10, 20, 1)])
+    journal.close()
+    db = sqlite3.connect(path)
+    db.execute("ALTER TABLE hours DROP COLUMN cost")
+    if version == 1:
+        db.execute("ALTER TABLE attachments DROP COLUMN plan")
+    db.execute(f"PRAGMA user_version = {version}")
+    db.close()
+    for _ in range(2):  # what is converted is not converted again
+        journal = Journal(path)
+        (living,) = journal.living()
+        assert living.plan == PLAN
+        journal.close()
+    journal = Journal(path)
+    journal.save([moved(living.record, 15, 20, 2)])
+    (total,) = Answers(path).totals((), JobFilter(), None).rows
+    assert (total.sent.bytes, total.cost) == (15, 0)
+    journal.close()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lark_agent.model import Count
 from tests.agent.worker import ONCE, QUICK, Talker, drops, final, kill, records, until
+from tests.lab.filesystem import STATE
 from tests.lab.topology import CAMPUS, INTERNET
+from tests.lab.world import PROGRAMS
 
 if TYPE_CHECKING:
     from lark_agent.model import Change, Record
@@ -23,6 +26,7 @@ pytestmark = [
 PACKET = ONCE.bytes // ONCE.packets
 LIMIT = 250_000
 FITS = LIMIT // PACKET
+FILE = STATE / "agent.toml"
 HOOK = "/run/hook"
 HEARD = "/run/lab/home/heard"
 
@@ -217,3 +221,23 @@ def test_a_hook_that_hangs_is_killed(lab: Lab) -> None:
     until(lambda: "did not end within 0.5 s" in agent.stderr, "the hook's end")
     talker.end()
     assert final(lab, talker.job.job_id).usage.sent.packets == 300
+
+
+def test_traffic_costs_the_price_of_its_day(lab: Lab) -> None:
+    """A record's cost is bytes times price; a reload with another price holds from then on."""
+    config = f'[classes]\ncampus = ["{CAMPUS.ipv4}/32"]\n{QUICK}[prices]\ncampus = {{ sent = '
+    lab.path(FILE).write_text(config + "1000 }\n")
+    agent = lab.service([str(PROGRAMS / "lark-agent"), "run", "--config", str(FILE)])
+    talker = Talker(lab)
+    talker.talk()
+    key = talker.job.job_id
+    # 102,800 bytes at 1000 a GB: 0.1028
+    until(lambda: records(lab)[key].cost == 102_800, "a sample with its cost")
+    lab.path(FILE).write_text(config + "3000 }\n")
+    agent.signal(signal.SIGHUP)
+    until(lambda: "reloaded" in agent.stderr, "the reload")
+    talker.talk()
+    talker.end()
+    assert final(lab, key).cost == 4 * 102_800
+    assert "0.4112" in lab.run(["lark", "usage", "--by", "class"]).stdout
+    assert "0.4112" in lab.run(["lark", "job", key]).stdout

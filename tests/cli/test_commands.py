@@ -412,7 +412,9 @@ def test_quotas_are_shown(service: Service, capsys: pytest.CaptureFixture[str]) 
     """One line a subject, with what is left; JSON has exact numbers; no quota is said so."""
     key = PoolKey("cloud", "owner", "alice", "2026-11")
     mine = Standing(key, 2 * 10**12, 5 * 10**11, 6 * 10**11, 3, "cut-class", START)
-    spent = Standing(key._replace(subject="bob"), 10**6, 10**6, 10**6, 1, "notify", START)
+    spent = Standing(
+        key._replace(subject="bob"), 10**6, 10**6, 10**6, 1, "notify", START, used_up=True
+    )
     service.script.standings = [mine, spent]
     head, first, second = output(capsys, "quota").splitlines()
     assert head.split()[:3] == ["QUOTA", "PER", "SUBJECT"]

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from lark_agent.accounting.leases import Claim, Grant
 from lark_agent.accounting.quotas import PoolKey
+from lark_agent.collector.answers import Answers
 from lark_agent.collector.ledger import DAY_NS, Ledger, WorkerClaims
 from lark_agent.collector.schema import open_engine
 from lark_agent.model import new_attachment_id
@@ -146,3 +147,23 @@ def test_over_the_wire(tmp_path: Path, broken: Claim) -> None:
         engine.dispose()
 
     asyncio.run(talk())
+
+
+def test_a_pool_is_used_up_when_a_packet_did_not_fit(tmp_path: Path) -> None:
+    """What is left is less than a packet, and people are told; given back, it is not any more."""
+    engine = open_engine(f"sqlite:///{tmp_path}/usage.sqlite")
+    ledger, answers = Ledger(engine), Answers(engine)
+    noon = 1_795_000_000 * 10**9  # in November 2026
+    held = 0
+    for _ in range(30):
+        held = take(ledger, claim(1, held, max(0, held - 7), wanted=True), now_ns=noon).granted
+    dry = replace(claim(1, held, held - 7), dry=True)
+    assert take(ledger, dry).exhausted
+    (found,) = answers.quotas("alice", noon)
+    assert (found.used_up, found.used, found.granted, found.workers) == (True, LIMIT - 7, LIMIT, 1)
+    take(ledger, replace(dry, closed=True), now_ns=noon)
+    (found,) = answers.quotas("alice", noon)
+    assert (found.used_up, found.left, found.workers) == (False, 7, 0)
+    assert answers.quotas("bob", noon) == []
+    assert answers.quotas(None, noon + 40 * DAY_NS) == []
+    engine.dispose()
