@@ -337,6 +337,14 @@ names = st.sampled_from(
         "nat",
         "x",
         "worker",
+        "uplink",
+        "rate",
+        "networks",
+        "services",
+        "port",
+        "queues",
+        "quotas",
+        "bytes",
     ]
 )
 tables = st.recursive(

@@ -3,12 +3,14 @@
 Nothing is asked and nothing changed: `check` reads a configuration as the agent would and lists
 everything that is wrong with it, each with its line; `explain` decides about a job as the agent
 would and tells who set what. The callout is a program of the site's workers and is not run here:
-`--answer` stands in for it.
+`--answer` stands in for it. Files are often checked elsewhere than on the worker that is to use
+them, so a program or user that this machine lacks is a note of `check`, and no mistake.
 """
 
 from __future__ import annotations
 
 import pwd
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lark_agent.config import AgentSettings, Finding
     from lark_agent.model import Job, NetworkPlan
     from lark_agent.policy.ads import Ad
@@ -39,29 +43,36 @@ def policy() -> None:
 def check(file: Path, *, as_json: bool) -> None:
     """List everything that is wrong with an agent's configuration, each with its line.
 
-    Exit status 2 if there is anything.
+    Exit status 2 if there is anything. What only this machine lacks is a note, and status 0.
     """
     from lark_agent.cli import as_json as forms  # noqa: PLC0415  --help stays fast
     from lark_agent.policy.lines import line_of, positions  # noqa: PLC0415  as above
 
     text = _text(file)
-    _, found = _examined(text)
+    settings, found = _examined(text)
+    notes = list(_notes(settings)) if settings is not None else []
     where = positions(text)
-    lines = [line_of(finding.key, where) for finding in found]
+    rows, remarks = (
+        [{"line": line_of(f.key, where), "key": f.key, "text": f.text} for f in each]
+        for each in (found, notes)
+    )
     if as_json:
-        rows = [
-            {"line": line, "key": f.key, "text": f.text}
-            for f, line in zip(found, lines, strict=True)
-        ]
-        click.echo(forms.write({"file": str(file), "good": not found, "findings": rows}))
-    elif not found:
-        click.echo(f"{file}: good")
-    for finding, line in zip(found, lines, strict=True):
-        if not as_json:
-            place = str(file) if line is None else f"{file}:{line}"
-            click.echo(": ".join(part for part in (place, finding.key, finding.text) if part))
+        answer = {"file": str(file), "good": not found, "findings": rows, "notes": remarks}
+        click.echo(forms.write(answer))
+    else:
+        for row in rows:
+            click.echo(_told(file, row))
+        for row in remarks:
+            click.echo(f"{_told(file, row)} (a note: it may be there on the workers)", err=True)
+        if not found:
+            click.echo(f"{file}: good")
     if found:
         raise click.exceptions.Exit(2)
+
+
+def _told(file: Path, row: dict[str, Any]) -> str:
+    place = str(file) if row["line"] is None else f"{file}:{row['line']}"
+    return ": ".join(part for part in (place, row["key"], row["text"]) if part)
 
 
 @policy.command(
@@ -76,11 +87,13 @@ def check(file: Path, *, as_json: bool) -> None:
 @click.option("--profile", default="", help="As with lark-run --profile.")
 @click.option("--answer", type=_FILE, help="What the callout answers; without it, nothing.")
 @click.option("--unverified", is_flag=True, help="As if not started by the batch system.")
+@click.option("--all", "every", is_flag=True, help="Show settings that nobody set, too.")
 @_JSON
 def explain(**given: Any) -> None:
     """Tell which network a job would get, and which rule set which value and why.
 
-    Exit status 1 if the job would be refused.
+    Settings that nobody set are left out, but for --all and --json. Exit status 1 if the job would
+    be refused.
     """
     from lark_agent.cli import as_json as forms  # noqa: PLC0415  --help stays fast
     from lark_agent.config import AGENT_FILE, AgentSettings, load  # noqa: PLC0415  as above
@@ -95,9 +108,9 @@ def explain(**given: Any) -> None:
     except PolicyRefusal as error:
         refusal = str(error)
     if given["as_json"]:
-        click.echo(forms.write(_form(plan, refusal, steps)))
+        click.echo(forms.write(_form(site, plan, refusal, steps)))
     else:
-        _draw(plan, refusal, steps)
+        _draw(site, plan, refusal, steps, every=given["every"])
         if site.callout.command and given["answer"] is None:
             click.echo("\nthe callout was not asked; give its answer with --answer", err=True)
     if plan is None:
@@ -120,6 +133,22 @@ def _examined(text: str) -> tuple[AgentSettings | None, list[Finding]]:
     if settings is not None:
         found += findings(settings)
     return settings, found
+
+
+def _notes(settings: AgentSettings) -> Iterator[Finding]:
+    """Yield what the site's programs need and this machine does not have."""
+    from lark_agent.config import Finding  # noqa: PLC0415  --help stays fast
+
+    for table, program in (("callout", settings.callout), ("quota_hook", settings.quota_hook)):
+        if not program.command:
+            continue
+        if shutil.which(program.command[0]) is None:
+            text = f"this machine has no program {program.command[0]} that can be run"
+            yield Finding(f"{table}.command", text)
+        try:
+            pwd.getpwnam(program.user)
+        except KeyError:
+            yield Finding(f"{table}.user", f"this machine has no user {program.user}")
 
 
 def _decided(site: SitePolicy, given: dict[str, Any], steps: list[Step]) -> NetworkPlan:
@@ -177,27 +206,52 @@ def _plain(value: object) -> object:
     return [str(each) for each in value] if isinstance(value, tuple) else value
 
 
-def _form(plan: NetworkPlan | None, refusal: str, steps: list[Step]) -> dict[str, Any]:
-    from lark_agent.policy.vocabulary import SETTINGS  # noqa: PLC0415  --help stays fast
+def _set_by(site: SitePolicy, plan: NetworkPlan, steps: list[Step]) -> dict[str, str]:
+    """Return setting → who said it last: a step, the job's profile, or "default"."""
+    from lark_agent.policy.vocabulary import SETTINGS, given  # noqa: PLC0415  --help stays fast
 
-    shown = None
+    said: dict[str, str] = {}
+    for step in steps:
+        if (step.by, step.setting) == ("callout", "profile"):
+            said.clear()  # it replaces everything that the rules decided
+        if step.setting:
+            said[step.setting] = step.by
+    profile = site.words.profiles[plan.profile]
+    defaults = dict(given(type(profile)()))
+    for setting, value in given(profile):
+        if setting not in said and value != defaults.get(setting):
+            said[setting] = f"profile {plan.profile}"
+    return {setting: said.get(setting, "default") for setting in ("profile", *SETTINGS)}
+
+
+def _form(
+    site: SitePolicy, plan: NetworkPlan | None, refusal: str, steps: list[Step]
+) -> dict[str, Any]:
+    shown = said = None
     if plan is not None:
-        shown = {name: _plain(getattr(plan, name)) for name in ("profile", *SETTINGS)}
+        said = _set_by(site, plan, steps)
+        shown = {name: _plain(getattr(plan, name)) for name in said}
     rows = [step._asdict() for step in steps]
-    return {"plan": shown, "refused": refusal or None, "steps": rows}
+    return {"plan": shown, "set_by": said, "refused": refusal or None, "steps": rows}
 
 
-def _draw(plan: NetworkPlan | None, refusal: str, steps: list[Step]) -> None:
+def _draw(
+    site: SitePolicy, plan: NetworkPlan | None, refusal: str, steps: list[Step], *, every: bool
+) -> None:
     from lark_agent.cli import tables  # noqa: PLC0415  --help stays fast
     from lark_agent.cli.units import visible  # noqa: PLC0415  as above
     from lark_agent.policy.comparing import written  # noqa: PLC0415  as above
-    from lark_agent.policy.vocabulary import SETTINGS  # noqa: PLC0415  as above
 
     width = tables.console().width
     columns = [tables.Column(title) for title in ("BY", "SETS", "TO", "WHY")]
     rows = [(step.by, step.setting or "-", step.value or "-", step.why) for step in steps]
     result: str | tables.Grid = f"refused: {visible(refusal)}"
     if plan is not None:
-        ends = [(setting, written(plan, setting)) for setting in ("profile", *SETTINGS)]
-        result = tables.Grid([tables.Column("THE JOB GETS"), tables.Column("")], ends, width)
+        ends = [
+            (setting, written(plan, setting), by)
+            for setting, by in _set_by(site, plan, steps).items()
+            if every or by != "default" or setting == "connectivity"
+        ]
+        titles = [tables.Column(title) for title in ("THE JOB GETS", "", "SAID BY")]
+        result = tables.Grid(titles, ends, width)
     tables.draw([tables.Grid(columns, rows, width), "", result])

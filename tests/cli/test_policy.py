@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.cli import lark
+from lark_agent.policy.vocabulary import SETTINGS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +70,34 @@ def test_all_mistakes_are_told_with_their_lines(
     assert {row["key"] for row in answer["findings"]} >= {"pool.slots", "rules[2].when"}
 
 
+def test_what_only_this_machine_lacks_is_a_note(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file may be for other machines: status 0, and the line of what is not here."""
+    file = site / "agent.toml"
+    programs = (
+        '[callout]\ncommand = ["/no/such/program"]\nuser = "nobody-here"\n'
+        f'[quota_hook]\ncommand = ["{site}/job.ad"]\n'
+    )
+    file.write_text(SITE + programs)
+    assert lark.status(["policy", "check", str(file)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{file}: good\n"
+    said = [line.partition(" (a note")[0] for line in captured.err.splitlines()]
+    assert said == [
+        f"{file}:12: callout.command: this machine has no program /no/such/program that can be run",
+        f"{file}:13: callout.user: this machine has no user nobody-here",
+        f"{file}:15: quota_hook.command: this machine has no program {site}/job.ad that can be run",
+    ]
+    assert lark.status(["policy", "check", "--json", str(file)]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["good"], answer["findings"]) == (True, [])
+    assert [note["line"] for note in answer["notes"]] == [12, 13, 15]
+    file.write_text(SITE + '[callout]\ncommand = ["/bin/true"]\n')
+    assert lark.status(["policy", "check", str(file)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("content", [b"worker = ", b"\xff\xfe"])
 def test_what_is_not_toml_is_told(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -86,15 +115,46 @@ def test_the_plan_and_who_made_it(site: Path, capsys: pytest.CaptureFixture[str]
     text = capsys.readouterr().out
     assert 'rules[1]  peers    owner        computed by "owner"' in text
     assert "rules[2]  profile  campus-only  MY.Cpus > 3 is true" in text
-    gets = dict(line.split() for line in text.partition("THE JOB GETS\n")[2].splitlines())
-    expected = {
-        "profile": "campus-only",
-        "connectivity": "nat",
-        "reach": "campus",
-        "peers": "owner",
-        "rate": "none",
+    assert told(text) == {
+        "profile": "campus-only rules[2]",
+        "connectivity": "nat default",
+        "reach": "campus profile campus-only",
+        "peers": "owner rules[1]",
     }
-    assert gets.items() >= expected.items()
+
+
+def told(text: str) -> dict[str, str]:
+    """Return setting → value and who said it, of the last table."""
+    rows = [line.split() for line in text.splitlines()]
+    first = next(number for number, row in enumerate(rows) if row[:3] == ["THE", "JOB", "GETS"])
+    return {row[0]: " ".join(row[1:]) for row in rows[first + 1 :]}
+
+
+def test_every_setting_can_be_shown(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Settings that nobody set come with --all, and are always in the JSON."""
+    assert lark.status(explain(site, "--all")) == 0
+    rows = told(capsys.readouterr().out)
+    assert set(rows) == {"profile", *SETTINGS}
+    assert rows["rate"] == "none default"
+    assert rows["inbound"] == "established default"
+    assert lark.status(explain(site, "--json")) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert set(answer["plan"]) == set(answer["set_by"]) == {"profile", *SETTINGS}
+
+
+def test_requests_and_the_callout_are_among_those_who_say(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A callout's profile takes back what rules said; a job's request has the last word."""
+    (site / "answer").write_text('Profile = "nat"\nPriority = 2\n')
+    (site / "job.ad").write_text(JOB + 'IPProtocol = "IPv6"\n')
+    assert lark.status(explain(site, "--answer", str(site / "answer"))) == 0
+    assert told(capsys.readouterr().out) == {
+        "profile": "nat callout",
+        "connectivity": "nat default",
+        "ip": "ipv6 IPProtocol",
+        "priority": "2 callout",
+    }
 
 
 def test_json_is_for_programs(site: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,7 +113,7 @@ def test_a_plan_with_one_setting_narrowed_is_never_more(
     assert no_more_than(replace(plan, **narrower[1](plan)), plan)
 
 
-@pytest.mark.parametrize(("plan", "wider"), WIDER, ids=str)
+@pytest.mark.parametrize(("plan", "wider"), WIDER, ids=["-".join(wider) for _, wider in WIDER])
 def test_a_plan_with_one_setting_widened_is_more(plan: NetworkPlan, wider: dict[str, Any]) -> None:
     """Each setting alone is enough to need the site's word."""
     assert not no_more_than(replace(plan, **wider), plan)

@@ -100,7 +100,7 @@ def test_every_setting_is_in_the_table() -> None:
     assert set(SETTINGS) == set(Profile.__struct_fields__) == set(Values.__struct_fields__)
 
 
-@pytest.mark.parametrize("row", GOOD, ids=lambda row: f"{row.setting}={row.rule}")
+@pytest.mark.parametrize("row", GOOD, ids=[f"{row.setting}-{row.rule}" for row in GOOD])
 def test_each_setting_means_the_same_from_profile_rule_and_callout(row: Row) -> None:
     """Numbers, lists, one text with commas, words in any case: the plan is the same."""
     by_profile = site(
