@@ -126,7 +126,7 @@ INLINE int is_link_multicast(const __u32 *address, __u32 third, __u32 mask, __u3
 #define IS_ALL_NODES(address) is_link_multicast(address, 0, 0xffffffff, 1)
 #define IS_ALL_ROUTERS(address) is_link_multicast(address, 0, 0xffffffff, 2)
 #define IS_SOLICITED(address) is_link_multicast(address, 1, 0xff000000, 0xff000000)
-#define IS_DHCP6_SERVERS(address) is_link_multicast(address, 0x10000, 0, 0)
+#define IS_DHCP6_SERVERS(address) is_link_multicast(address, 0, 0xffffffff, 0x10002)
 
 INLINE int is_multicast6(const __u32 *address)
 {

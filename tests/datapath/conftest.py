@@ -9,6 +9,7 @@ import pytest
 
 from lark_agent.datapath import Datapath, load
 from tests.conftest import mount
+from tests.datapath.judge import Judge
 from tests.datapath.network import BPFFS, HOST_MAC, Network, sh
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ def bench(fresh_host: Path) -> int:
     """Make an interface for test runs; gives its index."""
     sh(f"ip link add bench address {HOST_MAC.hex(':')} type veth peer name other")
     return socket.if_nametoindex("bench")
+
+
+@pytest.fixture
+def judge(datapath: Datapath, bench: int) -> Judge:
+    """Judge frames of a job on the interface for test runs."""
+    return Judge(datapath, bench)
 
 
 @pytest.fixture

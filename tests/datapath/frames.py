@@ -7,7 +7,7 @@ import struct
 
 from tests.datapath.network import FAR4, FAR6, HOST_MAC, JOB4, JOB6, JOB_MAC
 
-TCP, UDP, ICMP, SCTP = 6, 17, 1, 132
+TCP, UDP, ICMP, ICMPV6, SCTP = 6, 17, 1, 58, 132
 
 
 def ethernet(
@@ -26,14 +26,14 @@ def checksum(data: bytes) -> int:
 def ipv4(
     payload: bytes = bytes(64), protocol: int = UDP, source: str = JOB4, destination: str = FAR4,
     *, options: bytes = b"", size: int | None = None, length: int | None = None, version: int = 4,
-    fragment: int = 0, wrong_checksum: bool = False,
+    fragment: int = 0, wrong_checksum: bool = False, service: int = 0,
 ) -> bytes:  # fmt: skip
     """Build a packet; `size` is the header length in words, `length` the total that it claims."""
     words = 5 + len(options) // 4 if size is None else size
     total = 20 + len(options) + len(payload) if length is None else length
 
     def header(check: int) -> bytes:
-        fields = (version << 4 | words, 0, total, 1, fragment, 64, protocol, check)
+        fields = (version << 4 | words, service, total, 1, fragment, 64, protocol, check)
         addresses = socket.inet_aton(source) + socket.inet_aton(destination)
         return struct.pack("!BBHHHBBH", *fields) + addresses + options
 
@@ -43,11 +43,13 @@ def ipv4(
 
 def ipv6(
     payload: bytes = bytes(64), following: int = UDP, source: str = JOB6, destination: str = FAR6,
-    *, length: int | None = None, version: int = 6,
+    *, length: int | None = None, version: int = 6, service: int = 0, flow_label: int = 0,
+    hops: int = 64,
 ) -> bytes:  # fmt: skip
     size = len(payload) if length is None else length
+    first = version << 28 | service << 20 | flow_label
     addresses = (socket.inet_pton(socket.AF_INET6, a) for a in (source, destination))
-    return struct.pack("!IHBB", version << 28, size, following, 64) + b"".join(addresses) + payload
+    return struct.pack("!IHBB", first, size, following, hops) + b"".join(addresses) + payload
 
 
 def tcp(payload: bytes, options: bytes = b"", words: int | None = None) -> bytes:
@@ -55,8 +57,17 @@ def tcp(payload: bytes, options: bytes = b"", words: int | None = None) -> bytes
     return struct.pack("!HHIIBBHHH", 1, 2, 3, 4, size << 4, 0x10, 100, 0, 0) + options + payload
 
 
-def udp(payload: bytes) -> bytes:
-    return struct.pack("!HHHH", 1, 2, 8 + len(payload), 0) + payload
+def udp(payload: bytes, source: int = 1, destination: int = 2) -> bytes:
+    return struct.pack("!HHHH", source, destination, 8 + len(payload), 0) + payload
+
+
+def syn(source: int, destination: int) -> bytes:
+    return struct.pack("!HHIIBBHHH", source, destination, 3, 0, 5 << 4, 2, 100, 0, 0)
+
+
+def icmp(kind: int, identifier: int = 7, payload: bytes = bytes(8)) -> bytes:
+    """Build ICMP or ICMPv6; no program reads its checksum."""
+    return struct.pack("!BBHHH", kind, 0, 0, identifier, 1) + payload
 
 
 def extension(following: int, units: int = 0) -> bytes:

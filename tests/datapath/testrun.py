@@ -9,6 +9,7 @@ from lark_agent.linux import bpf
 
 _TEST_RUN = 10
 _SK_BUFF_SIZE = 192
+_PRIORITY = 32
 _IFINDEX, _GSO_SEGS, _GSO_SIZE = 40, 164, 176  # offsets in struct __sk_buff
 PASSED, DROPPED = 0xFFFFFFFF, 2  # TC_ACT_UNSPEC (to the next filter), TC_ACT_SHOT
 
@@ -21,18 +22,38 @@ class Frame(NamedTuple):
     gso_segs: int = 0
 
 
+class Outcome(NamedTuple):
+    """What a program made of a frame."""
+
+    verdict: int
+    nanoseconds: int
+    """Mean of the repetitions."""
+    data: bytes
+    priority: int
+
+
 def run(program: int, frame: Frame, ifindex: int, repeat: int = 1) -> tuple[int, int]:
     """Return (verdict, mean ns) of a program for a frame that arrives at an interface."""
-    context = bytearray(_SK_BUFF_SIZE)
+    return outcome(program, frame, ifindex, repeat)[:2]
+
+
+def outcome(program: int, frame: Frame, ifindex: int, repeat: int = 1) -> Outcome:
+    """Run a program for a frame that arrives at an interface."""
+    context, after = bytearray(_SK_BUFF_SIZE), bytearray(_SK_BUFF_SIZE)
     struct.pack_into("=I", context, _IFINDEX, ifindex)
     struct.pack_into("=I", context, _GSO_SEGS, frame.gso_segs)
     struct.pack_into("=I", context, _GSO_SIZE, frame.gso_size)
+    data = bytearray(len(frame.data) + 64)
     attributes = bytearray(
         struct.pack(
             "=IIIIQQIIIIQQIII4x",
-            *(program, 0, len(frame.data), 0, bpf.address_of(frame.data), 0, repeat, 0),
-            *(len(context), 0, bpf.address_of(context), 0, 0, 0, 0),
+            *(program, 0, len(frame.data), len(data), bpf.address_of(frame.data)),
+            *(bpf.address_of(data), repeat, 0, len(context), len(after)),
+            *(bpf.address_of(context), bpf.address_of(after), 0, 0, 0),
         )
     )
     bpf.bpf(_TEST_RUN, attributes, "run a program")
-    return struct.unpack_from("=I", attributes, 4)[0], struct.unpack_from("=I", attributes, 36)[0]
+    verdict, _, size = struct.unpack_from("=III", attributes, 4)
+    nanoseconds = struct.unpack_from("=I", attributes, 36)[0]
+    priority = struct.unpack_from("=I", after, _PRIORITY)[0]
+    return Outcome(verdict, nanoseconds, bytes(data[:size]), priority)

@@ -1,0 +1,154 @@
+"""Of the worker itself a job reaches the listed services that its plan allows, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lark_agent.datapath.services import number_services
+from lark_agent.errors import ConfigurationError, PrerequisiteError
+from lark_agent.model import Direction, DropReason, Inbound, Port
+from tests.datapath.cases import back
+from tests.datapath.frames import ICMP, ICMPV6, SCTP, TCP, UDP, icmp, ip4, ip6, ipv4, ipv6, syn, udp
+from tests.datapath.network import FAR4, GATEWAY4, GATEWAY6, JOB4, JOB6, PLAN, SLOT
+
+if TYPE_CHECKING:
+    from tests.datapath.judge import Judge
+
+pytestmark = pytest.mark.root
+PROXY, LICENSE = Port("tcp", 3128), Port("udp", 6200)
+DENIED, REFUSED = DropReason.SERVICE_DENIED, DropReason.INBOUND_DENIED
+
+
+def out4(payload: bytes, protocol: int, fragment: int = 0) -> bytes:
+    return ip4(ipv4(payload, protocol, destination=GATEWAY4, fragment=fragment))
+
+
+def out6(payload: bytes, protocol: int) -> bytes:
+    return ip6(ipv6(payload, protocol, destination=GATEWAY6))
+
+
+def in4(payload: bytes, protocol: int, fragment: int = 0) -> bytes:
+    return back(ip4(ipv4(payload, protocol, source=GATEWAY4, destination=JOB4, fragment=fragment)))
+
+
+def in6(payload: bytes, protocol: int) -> bytes:
+    return back(ip6(ipv6(payload, protocol, source=GATEWAY6, destination=JOB6)))
+
+
+def test_dns_and_nothing_else_without_a_list(judge: Judge) -> None:
+    """DNS passes by UDP and TCP, both families and directions; other ports do not."""
+    judge.begin(replace(PLAN, classes=0))
+    for out, coming in ((out4, in4), (out6, in6)):
+        for protocol, make in ((UDP, lambda a, b: udp(bytes(9), a, b)), (TCP, syn)):
+            assert judge.sent(out(make(40000, 53), protocol)) is None
+            assert judge.received(coming(make(53, 40000), protocol)) is None
+            for port in (22, 52, 54, 5300, 3128):
+                assert judge.sent(out(make(53, port), protocol)) is DENIED
+                assert judge.received(coming(make(port, 53), protocol)) is REFUSED
+    used = judge.datapath.read([SLOT])[SLOT].usage(judge.datapath.classes.names).classes
+    assert [c.traffic_class for c in used] == ["worker"]
+
+
+def test_listed_services_by_plan(judge: Judge) -> None:
+    """A plan allows some services or all; the protocol counts as much as the number."""
+    judge.datapath.set_services({"proxy": PROXY, "license": LICENSE})
+    table = judge.datapath.services
+    for allowed in ({"proxy"}, {"license", "dns"}, set[str](), {"proxy", "license"}):
+        judge.begin(replace(PLAN, services=table.mask(allowed)))
+        assert (judge.sent(out4(syn(9, 3128), TCP)) is None) == ("proxy" in allowed)
+        assert (judge.sent(out4(udp(b"", 9, 6200), UDP)) is None) == ("license" in allowed)
+        assert (judge.sent(out6(udp(b"", 9, 53), UDP)) is None) == ("dns" in allowed)
+        assert judge.sent(out4(udp(b"", 9, 3128), UDP)) is DENIED
+        assert judge.sent(out4(syn(9, 6200), TCP)) is DENIED
+        assert judge.sent(out4(bytes(20), SCTP)) is DENIED
+    judge.begin(PLAN)
+    assert judge.sent(out4(syn(9, 3128), TCP)) is None
+    assert judge.sent(ip4(ipv4(syn(9, 22), TCP, destination=FAR4))) is None
+
+
+def test_fragments_hide_no_port(judge: Judge) -> None:
+    """Later fragments to the worker are refused, and first ones too short to show a port."""
+    judge.begin(PLAN)
+    dns = udp(bytes(64), 9, 53)
+    assert judge.sent(out4(dns, UDP, fragment=0x2000)) is None
+    assert judge.sent(out4(dns, UDP, fragment=3)) is DENIED
+    hidden = out4(b"", UDP, fragment=0x2000) + dns  # after the packet's end: Ethernet padding
+    assert judge.sent(hidden) is DropReason.MALFORMED
+    whole = out4(b"", UDP) + dns
+    assert judge.sent(whole) is DENIED
+
+
+def test_ping_and_errors(judge: Judge) -> None:
+    """Ping is a service like others; errors of the worker come in, a job's do not go to it."""
+    for listed in (False, True):
+        judge.datapath.set_services({"ping": Port("icmp", 0)} if listed else {})
+        judge.begin(PLAN)
+        expected = None if listed else DENIED
+        assert judge.sent(out4(icmp(8), ICMP)) is expected
+        assert judge.sent(out6(icmp(128), ICMPV6)) is expected
+        assert judge.received(in4(icmp(0), ICMP)) is (None if listed else REFUSED)
+        assert judge.received(in6(icmp(129), ICMPV6)) is (None if listed else REFUSED)
+        assert judge.received(in4(icmp(8), ICMP)) is REFUSED
+        for error4, error6 in ((3, 1), (11, 3)):
+            assert judge.received(in4(icmp(error4), ICMP)) is None
+            assert judge.received(in6(icmp(error6), ICMPV6)) is None
+            assert judge.sent(out4(icmp(error4), ICMP)) is DENIED
+            assert judge.sent(out6(icmp(error6), ICMPV6)) is DENIED
+        assert judge.received(in4(icmp(5), ICMP)) is REFUSED
+
+
+def test_the_worker_as_a_client_of_the_job(judge: Judge) -> None:
+    """Where the plan opens a port the worker may call, and that call is answered; no other is."""
+    call, answer = in4(syn(50000, 8000), TCP), out4(syn(8000, 50000), TCP)
+    judge.begin(PLAN)
+    assert judge.received(call) is REFUSED
+    opened = replace(PLAN, inbound=Inbound.PORTS, ports=frozenset({(TCP, 8000)}))
+    judge.begin(opened)
+    assert judge.sent(answer) is DENIED, "before the call"
+    assert judge.received(call) is None
+    assert judge.sent(answer) is None
+    assert judge.sent(out4(syn(8000, 50001), TCP)) is DENIED
+    assert judge.received(in4(syn(50000, 8001), TCP)) is REFUSED
+    assert judge.received(in4(udp(b"", 50000, 8000), UDP)) is REFUSED
+    judge.begin(opened)
+    assert judge.sent(answer) is DENIED, "a call to an earlier job"
+    judge.begin(PLAN)
+    judge.datapath.change(SLOT, replace(PLAN, inbound=Inbound.ALL))
+    assert judge.received(in4(syn(50000, 8001), TCP)) is None
+    judge.datapath.change(SLOT, opened)
+    assert judge.received(in4(syn(50000, 8001), TCP)) is REFUSED
+    assert judge.received(call) is None
+
+
+def test_inbound_none_lets_nothing_in(judge: Judge) -> None:
+    """Not even answers pass, of nobody; what the job sends goes out."""
+    judge.begin(replace(PLAN, inbound=Inbound.NONE))
+    assert judge.sent(ip4(ipv4())) is None
+    assert judge.received(back(ip4(ipv4(source=FAR4, destination=JOB4)))) is REFUSED
+    assert judge.received(in4(udp(bytes(9), 53, 9), UDP)) is REFUSED
+    assert judge.datapath.read([SLOT])[SLOT].used_by(0, Direction.RECEIVED).packets == 0
+
+
+def test_numbers_of_services_stay() -> None:
+    """A name keeps its number while wanted or in use; `dns` is 0; too many are refused."""
+    first = number_services((), (), ["proxy", "license"])
+    assert first[:3] == ("dns", "proxy", "license")
+    assert number_services(first, {1}, ["license", "new"])[:4] == ("dns", "proxy", "license", "new")
+    assert number_services(first, (), ["new", "license"])[:3] == ("dns", "new", "license")
+    full = number_services((), (), [f"s{n}" for n in range(31)])
+    with pytest.raises(PrerequisiteError, match="no number is free for service 'new'"):
+        number_services(full, range(32), ["new"])
+
+
+def test_services_change_under_a_job(judge: Judge) -> None:
+    """A removed service is closed at once, and its number is not given to another while in use."""
+    judge.datapath.set_services({"proxy": PROXY})
+    judge.begin(replace(PLAN, services=judge.datapath.services.mask({"proxy"})))
+    judge.datapath.set_services({"license": LICENSE})
+    assert judge.sent(out4(syn(9, 3128), TCP)) is DENIED
+    assert judge.sent(out4(udp(b"", 9, 6200), UDP)) is DENIED
+    with pytest.raises(ConfigurationError, match="no service 'proxy'; known: dns, license"):
+        judge.datapath.services.mask({"proxy"})
