@@ -9,8 +9,9 @@ Stop (SIGTERM, SIGINT): no new jobs, one last sample, idle sandboxes dismantled.
 running: their sandboxes, programs and counters stay in the kernel, and the next agent takes them
 over. When none runs, nothing of the agent stays but the journal.
 
-Reload (SIGHUP): destination classes, profiles and rules are read anew and hold for the jobs that
-start from then on; any error keeps everything as it was. All other settings need a restart.
+Reload (SIGHUP): destination classes, services, profiles and rules are read anew and hold for the
+jobs that start from then on; any error keeps everything as it was. All other settings need a
+restart.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.hook import Hook
 from lark_agent.agent.metering import Metering
+from lark_agent.agent.places import Places
 from lark_agent.agent.quotas import Quotas
 from lark_agent.agent.recovery import Found, recover
 from lark_agent.agent.reporter import Reporter
@@ -151,6 +153,9 @@ class Daemon:
         stack.push_async_callback(self._remove_shared)
         self._datapath = await self._in_kernel(self._load_datapath)
         stack.callback(self._datapath.close)
+        self._places = await self._in_kernel(
+            lambda: Places(self._datapath, self._numbers, settings)
+        )
         self._veths.use(self._datapath)
         await self._join_networks(stack)
         self._host_jobs = HostJobs(
@@ -234,16 +239,12 @@ class Daemon:
 
     def _load_datapath(self) -> datapath.Datapath:
         settings = self._settings
-        loaded = datapath.load(
+        return datapath.load(
             Path(settings.paths.bpffs),
             settings.pool.slots,
             settings.datapath.loader,
             settings.datapath.python,
         )
-        numbers = self._numbers
-        loaded.set_classes(settings.classes, peers=numbers.networks, worker=numbers.gateways)
-        loaded.set_services(settings.service_ports)
-        return loaded
 
     def _begin_work(self, found: Found) -> None:
         settings = self._settings
@@ -280,8 +281,9 @@ class Daemon:
             self._tasks.keep(f"build {kind.network}", partial(self._pool.build, [kind], in_network))
         self._tasks.keep("dismantle", self._pool.dismantle)
         self._tasks.keep("settle", self._attachments.settle)
-        self._follower = Follower(self._worker_side, self._in_kernel, self._tasks)
+        self._follower = Follower(self._worker_side, self._places, self._in_kernel, self._tasks)
         self._tasks.keep("firewall", self._follower.guard_firewall)
+        self._tasks.keep("addresses", self._follower.guard_addresses)
         self._tasks.keep("sample", self._sample)
         self._tasks.keep("prune", self._prune)
         self._metering = Metering(
@@ -383,15 +385,15 @@ class Daemon:
         )
 
     def reload(self) -> None:
-        """Take over classes, profiles and rules from the file, or keep all on any error."""
+        """Take over classes, services, profiles and rules from the file in the background."""
+        self._tasks.once("reload", self._reload())
+
+    async def _reload(self) -> None:
+        """Take them over, or keep all on any error."""
         try:
             fresh = load(AgentSettings, self._file, AGENT_FILE)
             policy = SitePolicy.compile(fresh, self._file)
-            numbers = self._numbers
-            self._datapath.set_classes(
-                fresh.classes, peers=numbers.networks, worker=numbers.gateways
-            )
-            self._datapath.set_services(fresh.service_ports)
+            await self._in_kernel(lambda: self._take(fresh))
         except LarkError as error:
             log.error("reload refused, the old rules stay", error=str(error))
             return
@@ -400,6 +402,15 @@ class Daemon:
         self._quotas.site = fresh.quotas
         self._metering.hook.settings = fresh.quota_hook
         log.info("reloaded", classes=len(fresh.classes), rules=len(fresh.rules))
+
+    def _take(self, fresh: AgentSettings) -> None:
+        before = self._places.settings
+        self._places.take(fresh)
+        try:
+            self._worker_side.offer(Services.of(fresh))
+        except LarkError:
+            self._places.take(before)
+            raise
 
     def _remove_pins(self) -> None:
         datapath.unload(Path(self._settings.paths.bpffs))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 from lark_agent.datapath import SlotPlan
+from lark_agent.datapath.plan import ALL_SERVICES
+from lark_agent.datapath.services import DNS
 from lark_agent.errors import LarkError, Unavailable
 from lark_agent.model import Connectivity, Family, Inbound, Peers
 from lark_agent.sandbox import addressing
@@ -53,6 +55,11 @@ class Enforcing:
 
     def change(self, before: Holding, after: Holding) -> None:
         """Put a changed plan in force for the next packet; raises LarkError, keeping what was."""
+        if after.sandbox.connectivity is Connectivity.NONE and after.plan.services:
+            raise Unavailable(
+                "the job was started without any link, also to services of the worker; set them in "
+                "its profile, or by a rule, before it starts"
+            )
         plan = self._slot_plan(after)
         with ExitStack() as on_failure:
             for part in self._parts:
@@ -94,8 +101,13 @@ class Enforcing:
                 f"the job insists on {plan.ip} and this worker's network {plan.connectivity} has "
                 f"{'no IPv4' if ipv4 is None else 'no IPv6'}; run it on another worker"
             )
+        services = None if plan.services is None else {DNS, *plan.services}
         if plan.cut:
             plan = replace(plan, reach=frozenset(), peers=Peers.NONE, inbound=Inbound.NONE)
+            services = set()
+        if plan.connectivity is Connectivity.NONE:  # but for services
+            plan = replace(plan, reach=frozenset(), peers=Peers.NONE, inbound=Inbound.ESTABLISHED)
+            services = set(plan.services or ()) if services else set()
         mac = bytes.fromhex(addressing.mac_inside(sandbox.slot).replace(":", ""))
         classes = self._datapath.classes.mask(plan.reach)
         return SlotPlan(
@@ -103,6 +115,7 @@ class Enforcing:
             inbound=plan.inbound,
             ports=frozenset(port.on_wire for port in plan.ports),
             dscp=plan.dscp, flow_label=plan.flow_label,
+            services=ALL_SERVICES if services is None else self._datapath.services.mask(services),
         )  # fmt: skip
 
 

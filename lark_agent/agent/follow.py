@@ -4,7 +4,8 @@ Uplink and resolver are looked at once in every sampling pass: sandboxes take ov
 running jobs see a new resolv.conf. The firewall is watched by events, because a site that reloads
 its own ruleset (`nft flush ruleset`) removes ours with it, and from then on jobs' packets would
 leave with private addresses: the kernel tells of every change, and a missing table is written again
-at once.
+at once. So are the worker's own addresses: one that comes is the worker itself to jobs, and no
+longer a place beyond it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from lark_agent.linux import nftables
+from lark_agent.linux import local, nftables
 
 if TYPE_CHECKING:
+    import socket
+
+    from lark_agent.agent.places import Places
     from lark_agent.agent.tasks import OwnThread, Tasks
     from lark_agent.sandbox.worker import WorkerSide
 
@@ -28,8 +32,11 @@ log = structlog.get_logger(__name__)
 class Follower:
     """Follows one worker."""
 
-    def __init__(self, worker: WorkerSide, kernel_thread: OwnThread, tasks: Tasks) -> None:
+    def __init__(
+        self, worker: WorkerSide, places: Places, kernel_thread: OwnThread, tasks: Tasks
+    ) -> None:
         self._worker = worker
+        self._places = places
         self._in_kernel = kernel_thread
         self._tasks = tasks
 
@@ -58,3 +65,28 @@ class Follower:
                             events.recv(1 << 16)
             finally:
                 loop.remove_reader(events)
+
+    async def guard_addresses(self) -> None:
+        """Tell the datapath of every address that comes or goes; a background task."""
+        loop = asyncio.get_running_loop()
+        changed = asyncio.Event()
+        with local.watch() as events:
+            loop.add_reader(events, changed.set)
+            try:
+                while True:
+                    came, went = await self._in_kernel(self._places.follow)
+                    for network in came:
+                        log.info("an address is the worker's now", address=str(network))
+                    for network in went:
+                        log.info("an address is the worker's no more", address=str(network))
+                    await self._until_addresses(events, changed)
+            finally:
+                loop.remove_reader(events)
+
+    async def _until_addresses(self, events: socket.socket, changed: asyncio.Event) -> None:
+        """Wait for more than what comes and goes with every sandbox: routes, and the gateways."""
+        while True:
+            changed.clear()
+            if local.has_changed(events, self._places.gateways):
+                return
+            await changed.wait()

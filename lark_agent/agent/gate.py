@@ -210,7 +210,7 @@ class Gate:
         if planned is None:
             return None
         job, plan = planned
-        kind = Kind(plan.connectivity, plan.network)
+        kind = Kind.of(plan)
         sandbox = self._pool.take_ready(kind) or await _unless_hung_up(
             connection, self._pool.take(kind, self._settings.pool.wait_seconds)
         )
@@ -305,7 +305,7 @@ class Gate:
         namespace = Path("/proc/self/ns/net") if stays else namespaces.path(sandbox.name)
         descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            resolv_conf = not stays and sandbox.connectivity is not Connectivity.NONE
+            resolv_conf = not stays and attachment.plan.connectivity is not Connectivity.NONE
             of_slot = sandbox.slot if sandbox.own_resolvers else None
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its pidfd will say
                 wire.send_grant(

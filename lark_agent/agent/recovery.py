@@ -90,9 +90,9 @@ def _adopt(living: Living, numbers: Addressing) -> Attachment:
 
 
 def _sandbox_of(record: Record, numbers: Addressing) -> Sandbox:
-    if record.connectivity == Connectivity.NONE:
+    if record.connectivity == Connectivity.NONE and not record.first_port:
         return Sandbox(record.slot, record.connectivity)
-    if record.connectivity == Connectivity.NAT:
+    if record.connectivity in {Connectivity.NAT, Connectivity.NONE}:  # none: for services only
         return _nat_sandbox(record.slot, numbers)
     sandbox = Sandbox(
         record.slot,

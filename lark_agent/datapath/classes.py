@@ -101,7 +101,7 @@ def build_table(
     names: Sequence[str],
     classes: Mapping[str, Iterable[str]],
     peers: Iterable[Network] = (),
-    worker: Iterable[IPv4Address | IPv6Address] = (),
+    worker: Iterable[IPv4Address | IPv6Address | Network] = (),
     remote: Iterable[Network] = (),
 ) -> ClassTable:
     """Say what every network is.

@@ -213,7 +213,7 @@ class Datapath:
         self,
         classes: Mapping[str, Iterable[str]],
         peers: Iterable[Network] = (),
-        worker: Iterable[IPv4Address | IPv6Address] = (),
+        worker: Iterable[IPv4Address | IPv6Address | Network] = (),
         remote: Iterable[Network] = (),
     ) -> ClassTable:
         """Put the site's classes (name → networks) in force, while jobs run.

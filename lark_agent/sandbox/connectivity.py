@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from lark_agent.model import Connectivity
 from lark_agent.sandbox import addressing
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address, IPv6Address
 
     from lark_agent.errors import LarkError
-    from lark_agent.model import Connectivity
+    from lark_agent.model import NetworkPlan
 
 
 class Kind(NamedTuple):
@@ -30,6 +31,17 @@ class Kind(NamedTuple):
     connectivity: Connectivity
     network: str = ""
     """Name of the site's network ([networks.NAME]); empty where there is but one."""
+
+    @classmethod
+    def of(cls, plan: NetworkPlan) -> Kind:
+        """Return what a plan needs.
+
+        One that has nothing but services of the worker needs a link to it: that of `nat`, on which
+        the datapath lets nothing else pass.
+        """
+        if plan.connectivity is Connectivity.NONE and plan.services:
+            return cls(Connectivity.NAT)
+        return cls(plan.connectivity, plan.network)
 
     def __str__(self) -> str:
         return f"{self.connectivity} {self.network}".rstrip()

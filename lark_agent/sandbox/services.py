@@ -11,7 +11,8 @@ all. All sandboxes have the same table: it is written when the sandbox is built,
 plan, and a job that may not have the service waits for its answer in vain.
 
 Only these connections are tracked in the sandbox, so that no others pay for it. Both ends take the
-path between them for their own loopback, and its MTU of 64 KiB for the path's: hence the clamps.
+path between them for their own loopback, and its MTU of 64 KiB for the path's: hence the clamps,
+one here and one on the worker.
 
 Not for IPv6: Linux has no route_localnet there, and ::1 cannot leave a host. Not on layer-2
 networks, where the worker is no gateway.
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from lark_agent.config import AgentSettings
 
 TABLE = "lark"
+CLAMP = "tcp flags & syn == syn tcp option maxseg size set rt mtu"
+"""To the MTU of the way that a packet takes in the end."""
 DNS = (Port("tcp", 53), Port("udp", 53))
 """Every worker's service: its resolver."""
 
@@ -68,13 +71,12 @@ def _write(gateway: IPv4Address, ports: Collection[Port]) -> None:
 
 def ruleset(gateway: IPv4Address, ports: Collection[Port]) -> str:
     """Return the sandbox's table as one transaction that replaces an earlier one."""
-    removal = f"table ip {TABLE}\ndelete table ip {TABLE}\n"
+    removal = f"table inet {TABLE}\ndelete table inet {TABLE}\n"
     if not ports:
         return removal
     listed = ", ".join(f"{port.protocol} . {port.number}" for port in sorted(ports))
-    clamp = "tcp flags & syn == syn tcp option maxseg size set rt mtu"
     return f"""{removal}
-table ip {TABLE} {{
+table inet {TABLE} {{
   comment "LARK agent: services of the worker's loopback"
   set services {{ type inet_proto . inet_service; elements = {{ {listed} }}; }}
   chain track-output {{
@@ -89,19 +91,15 @@ table ip {TABLE} {{
   }}
   chain output {{
     type nat hook output priority -100; policy accept;
-    ip daddr 127.0.0.1 meta l4proto . th dport @services dnat to {gateway}
+    ip daddr 127.0.0.1 meta l4proto . th dport @services dnat ip to {gateway}
   }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname {INSIDE} ip saddr 127.0.0.0/8 masquerade
   }}
-  chain clamp-output {{
+  chain clamp {{
     type filter hook postrouting priority mangle; policy accept;
-    oifname {INSIDE} ip daddr {gateway} {clamp}
-  }}
-  chain clamp-input {{
-    type filter hook input priority mangle; policy accept;
-    iifname {INSIDE} ip saddr {gateway} {clamp}
+    oifname {INSIDE} ip daddr {gateway} {CLAMP}
   }}
 }}
 """

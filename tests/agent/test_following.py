@@ -191,7 +191,7 @@ def test_behind_a_stub_resolver(lab: Lab, address: str) -> None:
     assert "REACHED" not in server.stdout
     job.kill(9)
     record = final(lab, job.job_id)
-    assert {drop.reason for drop in record.usage.drops} == {"martian"}
+    assert {drop.reason for drop in record.usage.drops} == {"martian", "service-denied"}
 
 
 def sleeping(lab: Lab, name: str) -> bool:
