@@ -131,7 +131,7 @@ class Datapath:
         key = u32(self._checked(slot))
         epoch = int.from_bytes(os.urandom(4), sys.byteorder)
         self._maps["plan"].set(key, plan.packed())
-        self._open_ports(slot, plan, epoch)
+        self._open_ports(slot, plan)
         self._maps["plan"].set(key, plan.packed(epoch=epoch))
         self._maps["plan"].set(key, plan.packed(active=True, epoch=epoch))
 
@@ -146,18 +146,18 @@ class Datapath:
         if not plan_state(before)[0]:
             raise ValueError(f"slot {slot} has no job whose plan could change")
         epoch = plan_epoch(before)
-        self._open_ports(slot, plan, epoch)
+        self._open_ports(slot, plan)
         self._maps["plan"].set(key, plan.packed(active=True, epoch=epoch))
 
-    def _open_ports(self, slot: int, plan: SlotPlan, epoch: int) -> None:
-        """Open the plan's ports, and forget others of the slot (an earlier job's have no force)."""
+    def _open_ports(self, slot: int, plan: SlotPlan) -> None:
+        """Open the plan's ports, and close others of the slot, also an earlier job's."""
         ports = self._maps["open_ports"]
         wanted = {_OPEN_PORT.pack(slot, protocol, port) for protocol, port in plan.ports}
         for key in list(ports.keys()):
             if _OPEN_PORT.unpack(key)[0] == slot and key not in wanted:
                 ports.delete(key)
         for key in wanted:
-            ports.set(key, u32(epoch))
+            ports.set(key, u32(1))
 
     def deactivate(self, slot: int) -> None:
         """Let nothing pass; programs that are running may still count until `settle` returns."""

@@ -14,7 +14,7 @@ events          ring buffer           what the agent is told at once            
 services        hash                  (protocol, port) of the worker → service     agent
 remote_jobs     hash                  address → owner, group, peers                agent
 flows           LRU hash              slot, ends of a conversation → last seen     programs
-open_ports      hash                  (slot, protocol, port) → epoch of the job    agent
+open_ports      hash                  (slot, protocol, port): open                 agent
 classes4, -6    longest-prefix tries  network → class, address of slot 0           agent
 class_names     array                 class → name                                 agent
 service_names   array                 service → name                               agent

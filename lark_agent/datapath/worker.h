@@ -5,7 +5,7 @@
  *
  * What comes from the worker passes if it is an answer of such a service, or if the plan lets others
  * in and this is for a port that it opens; then the job's answers pass as well. Later fragments to
- * the worker are refused (they show no port, and no service needs them); from it they pass, for
+ * the worker show no port, so they are for no service, and none needs them; from it they pass, for
  * without the first they are nothing.
  */
 #ifndef LARK_WORKER_H
@@ -32,8 +32,6 @@ INLINE int admit_worker(__u32 slot, const struct plan *own, const struct packet 
 	name_flow(&flow, slot, own, p, direction);
 	flow.protocol |= FLOW_WORKER;
 	if (direction == SENT) {
-		if (p->fragment == LATER)
-			return SERVICE_DENIED;
 		/* of ICMP only questions: errors could end what the worker does with others */
 		if (!is_icmp(p) || is_echo(p))
 			if (is_allowed_service(own, p, p->destination_port))

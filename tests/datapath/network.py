@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 
 SLOT = 3
+INSIDE = 0x40000003
+"""Index of the sandbox's own device: unique on the worker, so that it can have hooks as well."""
 BPFFS = Path("/sys/fs/bpf/lark")
 JOB4, JOB6 = "100.98.0.5", "fd6c:6172:6b00::5"
 GATEWAY4, GATEWAY6 = "100.98.0.1", "fd6c:6172:6b00::1"
@@ -46,7 +48,8 @@ ip netns add sandbox
 ip netns add far
 sysctl -qw net.ipv6.conf.default.accept_dad=0
 ip netns exec far sysctl -qw net.ipv6.conf.default.accept_dad=0
-ip link add lark3 address {HOST_MAC.hex(":")} type veth peer name eth0 netns sandbox
+ip link add lark3 index 1003 type veth peer name eth0 index {INSIDE} netns sandbox
+ip link set lark3 address {HOST_MAC.hex(":")}
 ip -n sandbox link set eth0 address {JOB_MAC.hex(":")}
 ip link add far0 type veth peer name eth0 netns far
 sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1

@@ -10,12 +10,14 @@ from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
+from pyroute2 import IPRoute
 
+from lark_agent.datapath import Hooks
 from lark_agent.linux import namespaces
-from lark_agent.model import Count, DropReason
+from lark_agent.model import Count, Direction, DropReason
 from tests.datapath.cases import CUT, DENIED4, DENIED6, HOSTILE
 from tests.datapath.frames import TCP, ethernet, ip4, ipv4, tcp
-from tests.datapath.network import FAR4, GATEWAYS, PEERS, PLAN, SLOT, Network
+from tests.datapath.network import FAR4, GATEWAYS, INSIDE, PEERS, PLAN, SLOT, Network, total
 from tests.lab.capture import Capture, flows
 
 if TYPE_CHECKING:
@@ -118,3 +120,30 @@ def test_nothing_passes_after_the_end(network: Network, tmp_path: Path) -> None:
     assert later.used == final.used
     seen = [p.ip_len for p in flows(tmp_path / "far.pcap") if p.src == str(PLAN.addr4)]
     assert Count(final.used[0], final.used[1]) == Count(len(seen), sum(seen))
+
+
+def test_hooks_in_the_sandbox_see_the_same(network: Network) -> None:
+    """On the sandbox's own device the programs count alike; a lie about a frame's type fails."""
+    inner = SLOT + 1
+
+    def attach() -> None:
+        with IPRoute() as netlink:
+            network.datapath.attach(netlink, INSIDE, inner, Hooks.SANDBOX)
+
+    network.sandbox.inside(attach)
+    network.datapath.activate(inner, PLAN)
+    network.sandbox.run("ping", "-c", "3", FAR4)
+    inside = network.datapath.read([inner])[inner]
+    assert inside.used == network.counters.used
+    assert total(inside, Direction.SENT) == total(inside, Direction.RECEIVED) == Count(3, 252)
+    wire = network.sandbox.wire()
+    tagged = ethernet(struct.pack("!HH", 5, 0x0800) + ipv4(), 0x8100)
+    for frame in (tagged, ethernet(bytes(64), 0x88CC), ip4(ipv4(source="10.9.9.9"))):
+        with pytest.raises(OSError, match="No buffer space"):  # here a drop is the sender's
+            wire.sendto(frame, ("eth0", 0x0800))
+    network.datapath.settle()
+    counters = network.datapath.read([inner])[inner]
+    assert counters.dropped_for(DropReason.LINK_LAYER).packets == 2
+    assert counters.dropped_for(DropReason.SPOOFED_ADDRESS).packets == 1
+    assert DropReason.LINK_LAYER not in network.drops, "nothing got to the other end"
+    assert total(counters, Direction.SENT) == Count(3, 252)
