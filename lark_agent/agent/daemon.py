@@ -52,6 +52,7 @@ from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.hook import Hook
 from lark_agent.agent.metering import Metering
+from lark_agent.agent.neighbours import Neighbours, PoolFollower
 from lark_agent.agent.places import Places
 from lark_agent.agent.quotas import Quotas
 from lark_agent.agent.recovery import Found, recover
@@ -136,8 +137,9 @@ class Daemon:
         self._veths = await self._in_kernel(lambda: Veths(settings.uplink.interface))
         stack.callback(self._veths.close)
         self._worker_side = WorkerSide(
-            self._numbers, self._veths, Services.of(settings), self._run_directory
-        )
+            self._numbers, self._veths, Services.of(settings), self._run_directory,
+            settings.addresses.pool,
+        )  # fmt: skip
         nat = NatDriver(self._numbers, self._veths)
         routed = RoutedDriver(self._numbers, self._veths)
         await self._in_kernel(nat.check)
@@ -169,10 +171,16 @@ class Daemon:
             book=bool(settings.collector.address),
         )  # fmt: skip
         openings = self._worker_side.openings
-        openings.expect([attachment.holding for attachment in found.adopted])
         shaping = await self._in_kernel(lambda: Shaping.of(settings))
         stack.callback(shaping.close)
-        parts = (self._on_network, self._host_jobs, self._quotas, openings, shaping)
+        living = [attachment.holding for attachment in found.adopted]
+        openings.expect(living)
+        self._neighbours = await self._in_kernel(
+            lambda: Neighbours(self._datapath.remote_jobs, self._places.say_where, settings, living)
+        )
+        parts = (
+            self._on_network, self._host_jobs, self._neighbours, self._quotas, openings, shaping,
+        )  # fmt: skip
         self._enforcing = Enforcing(self._datapath, parts)
         await self._in_kernel(nat.prepare)
         await self._in_kernel(self._worker_side.prepare)
@@ -300,6 +308,12 @@ class Daemon:
             )  # fmt: skip
             self._metering.reachable = self._reporter.can_lease
             self._tasks.keep("report", self._reporter.run)
+            if settings.addresses.pool:
+                pool = PoolFollower(
+                    settings.collector.address, settings.worker_name, self._neighbours,
+                    self._in_kernel,
+                )  # fmt: skip
+                self._tasks.keep("follow the pool", pool.run)
 
     def _throttles(self, quota: str) -> bool:
         found = self._quotas.site.get(quota)

@@ -31,6 +31,7 @@ class Places:
         self.gateways: frozenset[Network] = frozenset(map(ip_network, numbers.gateways))
         """The worker's addresses on the sandboxes' links: known before they are there."""
         self._worker = self._look()
+        self._jobs: frozenset[Network] = frozenset()
         self.take(settings)
 
     def take(self, settings: AgentSettings) -> None:
@@ -47,8 +48,20 @@ class Places:
             self._worker = worker
         return worker - before, before - worker
 
+    def say_where(self, jobs: frozenset[Network]) -> None:
+        """Tell in which networks an address is a listed job's or nobody's; raises LarkError."""
+        if jobs != self._jobs:
+            before, self._jobs = self._jobs, jobs
+            try:
+                self._tell(self.settings, self._worker)
+            except BaseException:
+                self._jobs = before
+                raise
+
     def _look(self) -> frozenset[Network]:
         return local.networks() | self.gateways
 
     def _tell(self, settings: AgentSettings, worker: frozenset[Network]) -> None:
-        self._datapath.set_classes(settings.classes, peers=self._numbers.networks, worker=worker)
+        self._datapath.set_classes(
+            settings.classes, peers=self._numbers.networks, worker=worker, remote=self._jobs
+        )

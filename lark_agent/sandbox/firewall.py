@@ -69,6 +69,8 @@ class Worker:
     closed: Collection[str] = ()
     """Families (ipv4, ipv6) for which this worker forwards only because of us: there, nobody beyond
     the uplink may use it as a router."""
+    pool: Collection[str] = ()
+    """Networks of the pool's jobs: which of them may reach which, the datapath decides."""
 
 
 def ruleset(addressing: Addressing, worker: Worker, openings: Mapping[str, Iterable[str]]) -> str:
@@ -130,6 +132,7 @@ table inet {TABLE} {{
     type filter hook forward priority filter; policy accept;
     iifname "{PREFIX}*" oifname "{PREFIX}*" accept
 {_forged(addressing)}
+{_pool(worker)}
     iifname "{PREFIX}*" ct state invalid counter drop
     oifname "{PREFIX}*" ct state established,related accept
     oifname "{PREFIX}*" ct status dnat accept
@@ -181,6 +184,13 @@ def _forged(addressing: Addressing) -> str:
         f'    oifname "{PREFIX}*" {"ip" if network.version == 4 else "ip6"} saddr {network} '
         "counter drop"
         for network in addressing.networks
+    )
+
+
+def _pool(worker: Worker) -> str:
+    return "\n".join(
+        f'    oifname "{PREFIX}*" {"ip6" if ":" in network else "ip"} saddr {network} accept'
+        for network in worker.pool
     )
 
 

@@ -13,6 +13,7 @@ from lark_agent.sandbox import firewall, resolver
 from lark_agent.sandbox.openings import Openings
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from lark_agent.sandbox.addressing import Addressing
@@ -24,13 +25,16 @@ class WorkerSide:
     """Belongs to the thread of `veths`."""
 
     def __init__(
-        self, numbers: Addressing, veths: Veths, services: Services, run_directory: Path
-    ) -> None:
+        self, numbers: Addressing, veths: Veths, services: Services, run_directory: Path,
+        pool: Collection[str] = (),
+    ) -> None:  # fmt: skip
+        """`pool` are the networks of the pool's jobs."""
         self._numbers = numbers
         self._veths = veths
         self._resolv_conf = run_directory / "resolv.conf"
         self._forwarding = run_directory / "forwarding"
         self._services = services
+        self._pool = pool
         self.openings = Openings(numbers, self._write_firewall)
         """What the plans of jobs let in from outside."""
         self.resolver = resolver.read(numbers.gateway4)
@@ -90,8 +94,9 @@ class WorkerSide:
 
     def _write_firewall(self) -> None:
         worker = firewall.Worker(
-            self._services, self.resolver.stub, self._veths.uplink.interface, self._opened()
-        )
+            self._services, self.resolver.stub, self._veths.uplink.interface, self._opened(),
+            self._pool,
+        )  # fmt: skip
         nftables.run(firewall.ruleset(self._numbers, worker, self.openings.elements))
 
     def restore_firewall(self) -> bool:
