@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.linux import conntrack
+from lark_agent.model import Port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +55,35 @@ def test_forget(fresh_host: Path, family: str, going: str, staying: str) -> None
     assert originated(family, going) == 0
     assert originated(family, staying) == before
     assert conntrack.forget({ip_address(going)}) == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "server", "client"),
+    [("ipv4", "198.51.100.1", "198.51.100.2"), ("ipv6", "2001:db8::1", "2001:db8::2")],
+)
+def test_forget_incoming(fresh_host: Path, family: str, server: str, client: str) -> None:
+    """What others began is gone but for ports that are kept; what it began itself stays."""
+    for command in (
+        "nft add table inet t",
+        "nft add chain inet t c { type filter hook output priority 0 ; }",
+        "nft add rule inet t c ct state new counter",
+        *(f"ip address add {address} dev lo" for address in (server, client)),
+    ):
+        words = command.split()
+        if family == "ipv6" and words[0] == "ip":
+            words.append("nodad")
+        subprocess.run(words, check=True)
+    until = time.monotonic() + 10
+    while min(originated(family, server), originated(family, client)) < 20:
+        assert time.monotonic() < until, "connections are not tracked"
+        send(server, client)
+        send(client, server)
+    before = originated(family, server)
+    kept = [Port("udp", 7003), Port("udp", 7004), Port("tcp", 7005)]
+    assert conntrack.forget_incoming({ip_address(server)}, kept) >= 18
+    assert originated(family, client) == 2
+    assert originated(family, server) == before
+    assert conntrack.forget_incoming({ip_address(server)}) == 2
 
 
 def send(source: str, destination: str) -> None:
