@@ -21,16 +21,13 @@ from lark_agent.errors import KernelError
 from lark_agent.linux.netlink import Netlink, attribute, attributes
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Iterator
     from ipaddress import IPv4Address, IPv6Address
-
-    from lark_agent.model import Port
 
 _NETFILTER = 12
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
 _TUPLE_ORIG, _TUPLE_REPLY, _FILTER, _ID = 1, 2, 25, 12
 _TUPLE_IP, _IP_V4_SRC, _IP_V6_SRC = 1, 1, 3
-_TUPLE_PROTO, _PROTO_NUM, _PROTO_SRC_PORT = 2, 1, 2
 _FILTER_FLAGS = {_TUPLE_ORIG: 1, _TUPLE_REPLY: 2}
 _FLAG_IP_SRC = 1 << 0
 
@@ -40,21 +37,15 @@ def forget(addresses: set[IPv4Address | IPv6Address]) -> int:
     return _forget(addresses, _TUPLE_ORIG)
 
 
-def forget_incoming(addresses: set[IPv4Address | IPv6Address], kept: Collection[Port] = ()) -> int:
-    """Delete the entries that others originated to one of `addresses`, but to its ports `kept`."""
-    return _forget(addresses, _TUPLE_REPLY, {port.on_wire for port in kept})
+def forget_incoming(addresses: set[IPv4Address | IPv6Address]) -> int:
+    """Delete the entries that others originated to one of `addresses`, as `forget`."""
+    return _forget(addresses, _TUPLE_REPLY)
 
 
-def _forget(
-    addresses: set[IPv4Address | IPv6Address],
-    side: int,
-    kept: Collection[tuple[int, int]] = (),
-) -> int:
+def _forget(addresses: set[IPv4Address | IPv6Address], side: int) -> int:
     deleted = 0
     with Netlink(_NETFILTER) as netlink:
-        for original, entry_id, family, port in _entries(netlink, addresses, side):
-            if port in kept:
-                continue
+        for original, entry_id, family in _entries(netlink, addresses, side):
             body = struct.pack("=BBH", family, 0, 0)
             body += attribute(_TUPLE_ORIG, original, nested=True) + attribute(_ID, entry_id)
             try:
@@ -67,9 +58,9 @@ def _forget(
 
 def _entries(
     netlink: Netlink, addresses: set[IPv4Address | IPv6Address], side: int
-) -> list[tuple[bytes, bytes, int, tuple[int, int]]]:
-    """Return original tuple, id, family, and the port of `side`'s source, of its entries."""
-    found: list[tuple[bytes, bytes, int, tuple[int, int]]] = []
+) -> list[tuple[bytes, bytes, int]]:
+    """Return original tuple, id and family of entries with such a source on one side."""
+    found: list[tuple[bytes, bytes, int]] = []
     for address in addresses:
         if address.version == 4:
             tried = f"listing the connections of {address}"
@@ -96,18 +87,11 @@ def _from(source: bytes, side: int) -> bytes:
 
 def _chosen(
     messages: list[bytes], family: int, side: int, source: int, wanted: set[bytes]
-) -> Iterator[tuple[bytes, bytes, int, tuple[int, int]]]:
+) -> Iterator[tuple[bytes, bytes, int]]:
     for message in messages:
         fields = dict(attributes(message[4:]))
         original = fields.get(_TUPLE_ORIG, b"")
         of_side = dict(attributes(fields.get(side, b"")))
         ip = dict(attributes(of_side.get(_TUPLE_IP, b"")))
         if ip.get(source) in wanted and _ID in fields:
-            yield original, fields[_ID], family, _source_port(of_side.get(_TUPLE_PROTO, b""))
-
-
-def _source_port(transport: bytes) -> tuple[int, int]:
-    """Return protocol and source port of a tuple; 0 where there is none."""
-    fields = dict(attributes(transport))
-    number = int.from_bytes(fields.get(_PROTO_NUM, b""), "big")
-    return number, int.from_bytes(fields.get(_PROTO_SRC_PORT, b""), "big")
+            yield original, fields[_ID], family

@@ -21,7 +21,7 @@ business; there the datapath does all of this.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lark_agent.errors import KernelError, Unavailable
@@ -96,11 +96,12 @@ class Openings:
         return slot_plan
 
     def change(self, before: Holding, after: Holding, slot_plan: SlotPlan) -> SlotPlan:
-        """Open and close; connections that came in by what closes are forgotten."""
+        """Open and close to what begins from now on.
+
+        What is there goes on: the job's next packet would begin it anew, as its own.
+        """
+        del before
         self._put(after)
-        was, is_now = (_elements(holding, self._numbers) for holding in (before, after))
-        if was != is_now and (after.plan.inbound is not Inbound.ALL or after.plan.cut):
-            _forget(after)
         return slot_plan
 
     def adopt(self, holding: Holding) -> None:
@@ -114,7 +115,8 @@ class Openings:
             return
         self._write(_changes(opened.elements, {}))
         _close(opened.held.values())
-        _forget(replace(holding, plan=replace(holding.plan, cut=True)))
+        sandbox = holding.sandbox
+        conntrack.forget_incoming({a for a in (sandbox.ipv4, sandbox.ipv6) if a is not None})
 
     def _put(self, holding: Holding) -> None:
         """Open what the plan says and nothing else; raises LarkError, changing nothing."""
@@ -216,10 +218,3 @@ def _changes(before: Elements, after: Elements) -> str:
 def _close(held: Iterable[socket.socket]) -> None:
     for each in held:
         each.close()
-
-
-def _forget(holding: Holding) -> None:
-    """Forget the connections that came in by what is not open any more."""
-    sandbox, plan = holding.sandbox, holding.plan
-    kept = plan.ports if plan.inbound is Inbound.PORTS and not plan.cut else ()
-    conntrack.forget_incoming({a for a in (sandbox.ipv4, sandbox.ipv6) if a is not None}, kept)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.model import Count
-from tests.agent.worker import QUICK, final, kill, python, until
+from tests.agent.worker import QUICK, drops, final, kill, python, until
 from tests.lab.capture import Capture, flows
 from tests.lab.topology import CAMPUS, WORKER
 from tests.lab.world import Lab
@@ -41,7 +41,7 @@ when = 'Want == "{kind}-{inbound}"'
 profile = "{kind}-{inbound}"
 """
     for kind in ("nat", "routed")
-    for inbound in ("established", "ports", "all")
+    for inbound in ("none", "established", "ports", "all")
 )
 CONFIG = (
     QUICK.replace("slots = 4", "slots = 8")
@@ -98,6 +98,19 @@ for target in sys.argv[1:]:
                 print(name, port, "ipv6" if ":" in address else "ipv4")
             except OSError:
                 pass
+"""
+# Has a word echoed again and again over one connection to ADDRESS PORT, and says how it went.
+CONVERSE = """
+import socket, sys, time
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as sock:
+    sock.settimeout(1)
+    while True:
+        try:
+            sock.send(b"x")
+            print("echo" if sock.recv(1) else "end", flush=True)
+        except OSError:
+            print("silence", flush=True)
+        time.sleep(0.02)
 """
 _names = itertools.count(1)
 
@@ -163,7 +176,7 @@ def both(*answers: str) -> set[str]:
 LISTED = both("tcp 8000", "udp 8000", "tcp 8443")
 
 
-@pytest.mark.parametrize(("kind"), ["nat", "routed"])
+@pytest.mark.parametrize("kind", ["nat", "routed"])
 def test_listed_ports_are_open_and_no_others(world: Lab, kind: str, tmp_path: Path) -> None:
     """Both families, by protocol and port; what comes in and what answers it counts to the byte."""
     with Capture("eth0", tmp_path / "campus.pcap", world.netns("campus")) as capture:
@@ -208,12 +221,24 @@ def test_all_of_a_nat_job_is_its_port_block(world: Lab) -> None:
         assert each.knock(*each.ports) == set()
 
 
-@pytest.mark.parametrize(("kind"), ["nat", "routed"])
+@pytest.mark.parametrize("kind", ["nat", "routed"])
 def test_without_a_word_only_answers_come_in(world: Lab, kind: str) -> None:
     """`established`, the default: nothing is open, and nothing counts."""
     server = Server(world, f"{kind}-established", 8000)
     assert server.knock(8000) == set()
     assert server.end().usage.received == Count()
+
+
+@pytest.mark.parametrize("kind", ["nat", "routed"])
+def test_with_none_not_even_answers_come_in(world: Lab, kind: str) -> None:
+    """What the job sends arrives, and the answers are dropped at its link as inbound-denied."""
+    ask = python(KNOCK, f"{CAMPUS.ipv4},7", f"{CAMPUS.ipv6},7")
+    job = world.start_job(ask, ad={"Want": f"{kind}-none"})
+    assert job.result().stdout == ""
+    record = final(world, job.job_id)
+    assert record.usage.received == Count()
+    assert record.usage.sent.packets >= 4
+    assert set(drops(record)) == {"inbound-denied"}
 
 
 def test_a_port_that_a_program_of_the_worker_has_is_refused(world: Lab) -> None:
@@ -275,7 +300,7 @@ def test_what_is_open_survives_the_agent_and_the_firewall(lab_of_routed: Lab) ->
 
 
 def test_a_running_job_is_opened_and_closed(world: Lab) -> None:
-    """`lark job ID set inbound=…` holds at once; what came in by a closed port is cut."""
+    """`lark job ID set inbound=…` holds at once, for what begins then."""
     server = Server(world, "nat-established", 8000, 9000)
 
     def put(*settings: str) -> None:
@@ -292,6 +317,30 @@ def test_a_running_job_is_opened_and_closed(world: Lab) -> None:
     put("inbound=established")
     assert server.knock(8000, 9000) == set()
     server.end()
+
+
+@pytest.mark.parametrize("family", [0, 1])
+@pytest.mark.parametrize("kind", ["nat", "routed"])
+def test_a_connection_goes_on_until_nothing_may_come_in(world: Lab, kind: str, family: int) -> None:
+    """It outlives changes to what may begin, also to its own port, and ends with `none`."""
+    server = Server(world, f"{kind}-established", 9000)
+
+    def put(*settings: str) -> None:
+        world.run(["lark", "job", server.job.job_id, "set", *settings])
+
+    put("inbound=ports", "ports=tcp/9000")
+    talk = world.start(python(CONVERSE, server.seen[family], "9000"), host="campus")
+    until(lambda: "echo" in talk.stdout, "a conversation")
+    put("ports=tcp/9001")
+    heard = talk.stdout.count("echo")
+    until(lambda: talk.stdout.count("echo") > heard + 5, "more of it")
+    assert "silence" not in talk.stdout
+    put("inbound=none")
+    until(lambda: talk.stdout.endswith("silence\n"), "silence", 15)
+    talk.signal(9)
+    server.job.kill(9)
+    final(world, server.job.job_id)
+    closed(world, *server.own)
 
 
 @pytest.fixture

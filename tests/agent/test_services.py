@@ -335,6 +335,18 @@ def test_a_reload_lists_and_unlists_services(lab: Lab) -> None:
         asker.end()
 
 
+def test_the_firewall_keeps_what_the_datapath_cannot_know(lab: Lab) -> None:
+    """An address that comes while no agent runs gives jobs the listed services and no others."""
+    listeners(lab)
+    agent = lab.agent(CONFIG)
+    asker = Asker(lab)
+    kill(agent)
+    lab.run(["ip", "address", "add", "192.0.2.77/24", "dev", "uplink0"])
+    assert asker.ask("192.0.2.77,tcp,22", "192.0.2.77,tcp,3128") == {"192.0.2.77,tcp,3128"}
+    lab.agent(CONFIG)
+    asker.end()
+
+
 def known(agent: Process, addresses: tuple[str, ...], what: str) -> None:
     """Wait until the agent says so of each address."""
 

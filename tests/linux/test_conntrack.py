@@ -56,6 +56,34 @@ def test_forget(fresh_host: Path, family: str, going: str, staying: str) -> None
     assert conntrack.forget({ip_address(going)}) == 0
 
 
+@pytest.mark.parametrize(
+    ("family", "server", "client"),
+    [("ipv4", "198.51.100.1", "198.51.100.2"), ("ipv6", "2001:db8::1", "2001:db8::2")],
+)
+def test_forget_incoming(fresh_host: Path, family: str, server: str, client: str) -> None:
+    """What others began to the address is gone; what it began itself stays."""
+    for command in (
+        "nft add table inet t",
+        "nft add chain inet t c { type filter hook output priority 0 ; }",
+        "nft add rule inet t c ct state new counter",
+        *(f"ip address add {address} dev lo" for address in (server, client)),
+    ):
+        words = command.split()
+        if family == "ipv6" and words[0] == "ip":
+            words.append("nodad")
+        subprocess.run(words, check=True)
+    until = time.monotonic() + 10
+    while min(originated(family, server), originated(family, client)) < 20:
+        assert time.monotonic() < until, "connections are not tracked"
+        send(server, client)
+        send(client, server)
+    before = originated(family, server)
+    assert conntrack.forget_incoming({ip_address(server)}) >= 20
+    assert originated(family, client) == 0
+    assert originated(family, server) == before
+    assert conntrack.forget_incoming({ip_address(server)}) == 0
+
+
 def send(source: str, destination: str) -> None:
     kind = socket.AF_INET6 if ":" in source else socket.AF_INET
     for port in range(7000, 7020):
