@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.model import Connectivity, Count, ExitReason
+from tests.agent.test_isolation import KNOCK, Listener
 from tests.agent.worker import (
     ONCE,
     QUICK,
@@ -223,3 +224,22 @@ def test_an_agent_that_stops_in_between_leaves_nothing(lab: Lab) -> None:
     assert in_kernel(lab) == set()
     assert "lport" not in lab.run(["ip", "-br", "link"]).stdout
     assert "udhcpc" not in lab.run(["ps", "-e"]).stdout
+
+
+def test_peers_hold_between_jobs_on_one_network(lab: Lab) -> None:
+    """On one bridge an owner's jobs meet, and others' are neither reached nor reach."""
+    lab.agent(ON_LAB + "[[rules]]\nwhen = 'true'\nset = { peers = '\"owner\"' }\n")
+    listener = Listener(lab, "on-the-bridge")
+    stranger = lab.start_job(python(KNOCK, *listener.addresses), user="alice")
+    assert "CONNECTED" not in stranger.result().stdout
+    assert "REACHED" not in listener.job.starter.stdout
+    # the kernel's own multicast (MLD) is dropped as martian, whenever it comes
+    assert drops(final(lab, stranger.job_id)).keys() - {"martian"} == {"peer-denied"}
+    friend = lab.start_job(python(KNOCK, *listener.addresses), user="bob")
+    assert friend.result().status == 0
+    until(lambda: "REACHED" in listener.job.starter.stdout, "bob's other job")
+    listener.end()
+    later = lab.start_job(python(KNOCK, *listener.addresses), user="bob")
+    later.result()
+    told = drops(final(lab, later.job_id)).keys() - {"martian"}
+    assert told == {"peer-denied"}, "nobody has it any more"
