@@ -38,7 +38,7 @@ from lark_agent.errors import KernelError
 from lark_agent.linux import nftables
 from lark_agent.sandbox.addressing import PREFIX, Addressing, name
 from lark_agent.sandbox.openings import SETS, TABLE
-from lark_agent.sandbox.services import CLAMP, DNS
+from lark_agent.sandbox.services import DNS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -111,10 +111,6 @@ table inet {TABLE} {{
   chain loopback {{
     type nat hook input priority 100; policy accept;
     iifname "{PREFIX}*" ip daddr 127.0.0.0/8 snat ip to 127.0.0.1
-  }}
-  chain clamp {{
-    type filter hook postrouting priority mangle; policy accept;
-    oifname "{PREFIX}*" ip saddr 127.0.0.0/8 {CLAMP}
   }}
   chain input {{
     type filter hook input priority filter; policy accept;

@@ -11,8 +11,7 @@ all. All sandboxes have the same table: it is written when the sandbox is built,
 plan, and a job that may not have the service waits for its answer in vain.
 
 Only these connections are tracked in the sandbox, so that no others pay for it. Both ends take the
-path between them for their own loopback, and its MTU of 64 KiB for the path's: hence the clamps,
-one here and one on the worker.
+path between them for their own loopback, and learn its MTU by the first segment that does not fit.
 
 Not for IPv6: Linux has no route_localnet there, and ::1 cannot leave a host. Not on layer-2
 networks, where the worker is no gateway.
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from lark_agent.config import AgentSettings
 
 TABLE = "lark"
-CLAMP = "tcp flags & syn == syn tcp option maxseg size set rt mtu"
-"""To the MTU of the way that a packet takes in the end."""
 DNS = (Port("tcp", 53), Port("udp", 53))
 """Every worker's service: its resolver."""
 
@@ -96,10 +93,6 @@ table inet {TABLE} {{
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname {INSIDE} ip saddr 127.0.0.0/8 masquerade
-  }}
-  chain clamp {{
-    type filter hook postrouting priority mangle; policy accept;
-    oifname {INSIDE} ip daddr {gateway} {CLAMP}
   }}
 }}
 """
