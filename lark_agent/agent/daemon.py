@@ -31,11 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
-from grpc_reflection.v1alpha import reflection
 
 from lark_agent import datapath
 from lark_agent.accounting.allotments import FILE_NAME as QUOTAS
@@ -57,25 +53,17 @@ from lark_agent.agent.places import Places
 from lark_agent.agent.quotas import Quotas
 from lark_agent.agent.recovery import Found, recover
 from lark_agent.agent.reporter import Reporter
-from lark_agent.agent.service import AgentServicer
+from lark_agent.agent.sandboxes import Sandboxes
+from lark_agent.agent.service import serve
 from lark_agent.agent.tasks import OwnThread, Tasks
 from lark_agent.config import AGENT_FILE, AgentSettings, QuotaAction, load
-from lark_agent.errors import KernelError, LarkError, PrerequisiteError
+from lark_agent.errors import LarkError, PrerequisiteError
 from lark_agent.linux import memory, systemd
 from lark_agent.model import Connectivity
 from lark_agent.policy.site import SitePolicy
-from lark_agent.rpc.frontdoor import FrontDoor
-from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
-from lark_agent.rpc.queries import QueryServicer
-from lark_agent.sandbox import networks
+from lark_agent.rpc.lark.v1 import agent_pb2
 from lark_agent.sandbox.addressing import Addressing
-from lark_agent.sandbox.connectivity import Kind
-from lark_agent.sandbox.guard import Guard, OnNetwork
-from lark_agent.sandbox.host import HostDriver, HostJobs
-from lark_agent.sandbox.nat import NatDriver
-from lark_agent.sandbox.none import NoneDriver
-from lark_agent.sandbox.pool import Pool
-from lark_agent.sandbox.routed import RoutedDriver
+from lark_agent.sandbox.host import HostJobs
 from lark_agent.sandbox.services import Services
 from lark_agent.sandbox.veth import Veths
 from lark_agent.sandbox.worker import WorkerSide
@@ -85,16 +73,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lark_agent.agent.drain import Place
-    from lark_agent.sandbox.connectivity import Driver, Sandbox
     from lark_agent.sandbox.holding import Holding
 
 VERSION = version("lark-agent")
 JOURNAL_NAME = "journal.sqlite"
 _PRUNE_SECONDS = 600.0
 _DAY_NS = 86_400 * 10**9
-_IDLE_OTHERS = 2
-"""Sandboxes kept ready of a connectivity that is not the default profile's."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -140,16 +124,8 @@ class Daemon:
             self._numbers, self._veths, Services.of(settings), self._run_directory,
             settings.addresses.pool,
         )  # fmt: skip
-        nat = NatDriver(self._numbers, self._veths)
-        routed = RoutedDriver(self._numbers, self._veths)
-        await self._in_kernel(nat.check)
-        await self._in_kernel(routed.check)
-        self._drivers: dict[Kind, Driver] = {
-            Kind(Connectivity.NAT): nat, Kind(Connectivity.NONE): NoneDriver(),
-            Kind(Connectivity.HOST): HostDriver(),
-        }  # fmt: skip
-        if self._numbers.routed.networks:
-            self._drivers[Kind(Connectivity.ROUTED)] = routed
+        self._sandboxes = Sandboxes(settings, self._numbers, self._veths, self._in_kernel)
+        await self._in_kernel(self._sandboxes.check)
         found = await self._in_kernel(self._recover)
         self._jobs_left = len(found.adopted)
         stack.push_async_callback(self._remove_shared)
@@ -159,7 +135,7 @@ class Daemon:
             lambda: Places(self._datapath, self._numbers, settings)
         )
         self._veths.use(self._datapath)
-        await self._join_networks(stack)
+        await self._sandboxes.join_networks(self._datapath, stack)
         self._host_jobs = HostJobs(
             Path(settings.paths.bpffs), settings.pool.slots, self._run_directory, self._throttles
         )
@@ -179,10 +155,11 @@ class Daemon:
             lambda: Neighbours(self._datapath.remote_jobs, self._places.say_where, settings, living)
         )
         parts = (
-            self._on_network, self._host_jobs, self._neighbours, self._quotas, openings, shaping,
+            self._sandboxes.on_network, self._host_jobs, self._neighbours, self._quotas, openings,
+            shaping,
         )  # fmt: skip
         self._enforcing = Enforcing(self._datapath, parts)
-        await self._in_kernel(nat.prepare)
+        await self._in_kernel(self._sandboxes.prepare)
         await self._in_kernel(self._worker_side.prepare)
         await self._in_kernel(lambda: self._renew(found))
         if problem := self._worker_side.resolver.problem:
@@ -192,30 +169,6 @@ class Daemon:
         stack.push_async_callback(self._tasks.stop)
         await self._open_services(stack, answers)
 
-    async def _join_networks(self, stack: contextlib.AsyncExitStack) -> None:
-        """Make a driver and a thread for each network of the site.
-
-        One that cannot be used yet, because its bridge or switch comes later than the agent, does
-        not keep the others' jobs from running; its own jobs are told.
-        """
-        settings, guard = self._settings, Guard(self._datapath)
-        self._networks = networks.drivers(
-            settings.networks, settings.worker_name, self._veths.uplink.interface, guard,
-            self._run_directory, Path(settings.paths.state),
-        )  # fmt: skip
-        self._leftovers = networks.Remains(guard, self._run_directory)
-        upkeep = {kind: driver.upkeep for kind, driver in self._networks.items()}
-        self._on_network = OnNetwork(upkeep)
-        self._in_network: dict[Kind, OwnThread] = {}
-        for kind, driver in self._networks.items():
-            self._in_network[kind] = OwnThread(kind.network)
-            stack.callback(self._in_network[kind].close)
-            try:
-                await self._in_network[kind](driver.check)
-            except LarkError as error:
-                log.error("network cannot be used yet", network=kind.network, error=str(error))
-        self._drivers |= self._networks
-
     def _renew(self, found: Found) -> None:
         active, bound = self._datapath.active_slots(), self._datapath.bindings()
         for attachment in found.adopted:
@@ -223,24 +176,11 @@ class Daemon:
             # without a plan but bound: an earlier agent ended between last reading and final record
             known = sandbox.slot in active or bound.get(sandbox.interface) == sandbox.slot
             attachment.lost_counters = is_counted(sandbox.connectivity) and not known
-            self._take_over(sandbox)
+            self._sandboxes.take_over(sandbox)
             self._enforcing.adopt(attachment.holding)
         for slot in active - {attachment.sandbox.slot for attachment in found.adopted}:
             self._datapath.deactivate(slot)  # of a job that the journal does not know
         self._host_jobs.close_leftovers()
-
-    def _take_over(self, sandbox: Sandbox) -> None:
-        driver = self._drivers.get(sandbox.kind)
-        if driver is None:
-            log.warning(
-                "a job's network is not configured any more; it keeps what it has",
-                sandbox=sandbox.name, kind=str(sandbox.kind),
-            )  # fmt: skip
-            return
-        try:
-            driver.renew(sandbox)
-        except (KernelError, OSError) as error:  # most likely its interface was taken away
-            log.error("cannot take over a sandbox", sandbox=sandbox.name, error=str(error))
 
     def _recover(self) -> Found:
         return recover(self._journal, self._numbers, self._run_directory / "numbering")
@@ -256,25 +196,10 @@ class Daemon:
 
     def _begin_work(self, found: Found) -> None:
         settings = self._settings
-        held = {attachment.sandbox.slot for attachment in found.adopted}
-        usual = settings.all_profiles[settings.default_profile].connectivity
-        ready = {
-            kind: settings.networks[kind.network].ready
-            if kind in self._networks
-            else settings.pool.ready
-            if kind.connectivity == usual
-            else min(_IDLE_OTHERS, settings.pool.ready)
-            for kind in self._drivers
-        }
-        ready[Kind(Connectivity.HOST)] = 0  # nothing is built, so nothing is kept ready
-        leftover = {sandbox.slot for sandbox in found.leftovers}
-        free = [slot for slot in range(settings.pool.slots) if slot not in held | leftover]
-        self._pool = Pool(
-            self._drivers, self._leftovers, ready, settings.pool.slots, free,
-            settings.nat.rest_seconds, self._in_dismantling, time.monotonic,
+        self._pool = self._sandboxes.pool(
+            {attachment.sandbox.slot for attachment in found.adopted}, found.leftovers,
+            self._in_dismantling,
         )  # fmt: skip
-        for sandbox in found.leftovers:
-            self._pool.condemn(sandbox)
         self._attachments = Attachments(
             settings.worker_name, self._datapath, self._enforcing, self._pool, self._journal,
             self._in_journal, self._in_kernel, self._tasks, settings.pool.drain_seconds,
@@ -283,10 +208,8 @@ class Daemon:
         self._attachments.prices = Prices.of(settings.prices)
         for attachment in found.adopted:
             self._attachments.adopt(attachment)
-        local = [kind for kind in self._drivers if kind not in self._networks]
-        self._tasks.keep("build", partial(self._pool.build, local, self._in_kernel))
-        for kind, in_network in self._in_network.items():
-            self._tasks.keep(f"build {kind.network}", partial(self._pool.build, [kind], in_network))
+        for name, kinds, in_thread in self._sandboxes.builders():
+            self._tasks.keep(name, partial(self._pool.build, kinds, in_thread))
         self._tasks.keep("dismantle", self._pool.dismantle)
         self._tasks.keep("settle", self._attachments.settle)
         self._follower = Follower(self._worker_side, self._places, self._in_kernel, self._tasks)
@@ -330,28 +253,11 @@ class Daemon:
             self._run_directory / "run.sock", lambda: self._policy, self._pool, self._attachments,
             settings,
         )  # fmt: skip
-        door = await stack.enter_async_context(FrontDoor(self._run_directory / "agent.sock"))
-        server = grpc.aio.server()
-        queries = QueryServicer(answers, door.caller, settings.admin_group)
-        stack.callback(queries.close)
-        query_pb2_grpc.add_QueryServicer_to_server(queries, server)
         changing = Changing(self._attachments, lambda: self._policy.words)
-        service = AgentServicer(self._status, changing, door.caller, settings.admin_group)
-        agent_pb2_grpc.add_AgentServicer_to_server(service, server)
-        health = health_aio.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
-        names = [
-            query_pb2.DESCRIPTOR.services_by_name["Query"].full_name,
-            agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name,
-        ]
-        health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-        reflection.enable_server_reflection((*names, health_name, reflection.SERVICE_NAME), server)
-        server.add_insecure_port(door.address)
-        await server.start()
-        stack.push_async_callback(server.stop, 0.5)
-        for name in ("", *names):
-            await health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        await door.open()
+        await serve(
+            stack, self._run_directory / "agent.sock", answers, self._status, changing,
+            settings.admin_group,
+        )  # fmt: skip
         self._gate.open()
         stack.push_async_callback(self._gate.close)
 

@@ -11,16 +11,22 @@ import pwd
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
 
 from lark_agent.errors import LarkError, Refused
 from lark_agent.rpc import convert
-from lark_agent.rpc.frontdoor import UnknownCallerError
-from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc
-from lark_agent.rpc.queries import sight_of
+from lark_agent.rpc.frontdoor import FrontDoor, UnknownCallerError
+from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
+from lark_agent.rpc.queries import QueryServicer, sight_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AsyncExitStack
+    from pathlib import Path
 
+    from lark_agent.accounting.questions import UsageSource
     from lark_agent.agent.changing import Changing
     from lark_agent.rpc.frontdoor import Caller
 
@@ -77,6 +83,38 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
         except LarkError as error:
             await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
         return agent_pb2.ChangeJobResponse(record=convert.record_to_wire(record))
+
+
+async def serve(
+    stack: AsyncExitStack,
+    socket: Path,
+    answers: UsageSource,
+    status: Callable[[], Awaitable[agent_pb2.GetStatusResponse]],
+    changing: Changing,
+    admin_group: str,
+) -> None:
+    """Answer on a unix socket from now on; `stack` ends it."""
+    door = await stack.enter_async_context(FrontDoor(socket))
+    server = grpc.aio.server()
+    queries = QueryServicer(answers, door.caller, admin_group)
+    stack.callback(queries.close)
+    query_pb2_grpc.add_QueryServicer_to_server(queries, server)
+    servicer = AgentServicer(status, changing, door.caller, admin_group)
+    agent_pb2_grpc.add_AgentServicer_to_server(servicer, server)
+    health = health_aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    names = [
+        query_pb2.DESCRIPTOR.services_by_name["Query"].full_name,
+        agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name,
+    ]
+    health_name = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+    reflection.enable_server_reflection((*names, health_name, reflection.SERVICE_NAME), server)
+    server.add_insecure_port(door.address)
+    await server.start()
+    stack.push_async_callback(server.stop, 0.5)
+    for name in ("", *names):
+        await health.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await door.open()
 
 
 def _name(uid: int) -> str:
