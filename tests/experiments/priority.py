@@ -58,15 +58,13 @@ def run(octets: int = 10**9) -> Outcome:
 def times(policy: str, octets: int, others: tuple[int, ...]) -> dict[int, float]:
     """Return the seconds that the upload took beside each number of others."""
     found = {}
-    with Testbed(policy, LINK) as bed:
-        for number in others:
+    for number in others:
+        with Testbed(policy, LINK) as bed:
             bulk = [bed.upload(seconds=3600, ad={"Kind": "bulk"}) for _ in range(number)]
             bed.wait_connected(*bulk)
             time.sleep(SETTLING_SECONDS if bulk else 0)
             first = bed.upload(seconds=3600, octets=octets, ad={"Kind": "first"})
             found[number] = first.took()
-            for flow in bulk:
-                flow.stop()
     return found
 
 

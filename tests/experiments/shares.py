@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.experiments.results import SKIPPED_NS, Line, Outcome, Panel, line, share_checks
-from tests.experiments.testbed import LINK, UPLINK, Testbed
+from tests.experiments.testbed import LINK, UPLINK, WIDE, Testbed
 
 if TYPE_CHECKING:
     from tests.experiments.results import Check
@@ -39,11 +39,11 @@ APART_SECONDS = 4.0
 """Between two starts of the sequence."""
 
 
-def run(seconds: float = 12.0) -> Outcome:
+def run(seconds: float = 14.0) -> Outcome:
     """Run all three; each lasts about `seconds`."""
-    with Testbed("", LINK) as bed:
+    with Testbed("", LINK, WIDE) as bed:
         without, few = together(bed, seconds, promised=False)
-    with Testbed(MANAGED, LINK) as bed:
+    with Testbed(MANAGED, LINK, WIDE) as bed:
         guaranteed, kept = together(bed, seconds, promised=True)
         sequence, alone = in_turn(bed, seconds)
     return Outcome(

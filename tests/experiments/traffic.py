@@ -3,11 +3,10 @@
     traffic.py listen  give|take PORT      SECONDS BYTES    on a server; READY=1 once bound
     traffic.py connect give|take HOST PORT SECONDS BYTES    in a job
 
-The giver sends for SECONDS and then resets the connection (what a slow shaper still holds would
-otherwise take as long again), or sends BYTES, if they are not 0, and waits until the taker has
-closed: that is its completion. The taker notes every 20 ms how many segments the *kernel* has
-received (TCP_INFO), with the time of that look: a taker that is scheduled late makes a longer step,
-not a wrong one. Both print one JSON object at their end; the taker of a server also prints a line
+The giver sends BYTES and waits until the taker has closed: that is its completion. If BYTES is 0,
+it sends until the taker, after SECONDS, closes: what a slow shaper still holds by then is not
+waited for. The taker notes every 20 ms how many segments the *kernel* has received (TCP_INFO), with
+the time of that look: a taker that is scheduled late makes a longer step, not a wrong one. Both print one JSON object at their end; the taker of a server also prints a line
 when the stream is connected. Times are CLOCK_MONOTONIC, the same for all namespaces.
 
 Payload is thrown away in the kernel (MSG_TRUNC): copying it would compete with what is measured.
@@ -16,6 +15,7 @@ Nothing but the standard library is used, so that it runs with `python3 -I -S -c
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -40,12 +40,12 @@ def look(stream: socket.socket) -> tuple[int, int, int]:
     return (before + after) // 2, segments, received
 
 
-def take(stream: socket.socket) -> dict[str, object]:
-    """Receive until the other side ends."""
+def take(stream: socket.socket, seconds: float) -> dict[str, object]:
+    """Receive until the other side ends, for at most `seconds`."""
     buffer = bytearray(1 << 20)
     stream.settimeout(STEP_NS / SECOND_NS)
     samples = [look(stream)]
-    following = samples[0][0] + STEP_NS
+    following, until = samples[0][0] + STEP_NS, samples[0][0] + int(seconds * SECOND_NS)
     going = True
     while going:
         try:
@@ -57,11 +57,12 @@ def take(stream: socket.socket) -> dict[str, object]:
         if not going or time.monotonic_ns() >= following:
             samples.append(look(stream))
             following = samples[-1][0] + STEP_NS
+            going = going and following <= until
     return {"samples": samples}
 
 
-def give(stream: socket.socket, seconds: float, octets: int) -> dict[str, object]:
-    """Send for a time or an amount."""
+def give(stream: socket.socket, octets: int) -> dict[str, object]:
+    """Send an amount, or (0) until the other side closes."""
     block, began, left = memoryview(bytes(BLOCK)), time.monotonic_ns(), octets
     if octets:
         while left:
@@ -69,11 +70,9 @@ def give(stream: socket.socket, seconds: float, octets: int) -> dict[str, object
         stream.shutdown(socket.SHUT_WR)
         stream.recv(1)
     else:
-        until = began + int(seconds * SECOND_NS)
-        while time.monotonic_ns() < until:
-            stream.send(block)
-        linger = struct.pack("ii", 1, 0)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                stream.send(block)
     return {"began": began, "ended": time.monotonic_ns()}
 
 
@@ -95,7 +94,7 @@ def main() -> None:
         stream = socket.create_connection((place[0], int(place[1])), 10)
         stream.settimeout(None)
     with stream:
-        told = take(stream) if what == "take" else give(stream, float(seconds), int(octets))
+        told = take(stream, float(seconds)) if what == "take" else give(stream, int(octets))
     print(json.dumps(told), flush=True)
 
 
