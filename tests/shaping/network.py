@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pyroute2 import IPRoute
 
 from lark_agent.datapath import SlotPlan
-from lark_agent.model import Connectivity, Direction, Job, NetworkPlan, Scheduler
+from lark_agent.model import Connectivity, Direction, Inbound, Job, NetworkPlan, Scheduler
 from lark_agent.sandbox.connectivity import Sandbox
 from lark_agent.sandbox.holding import Holding
 from tests.datapath.network import FAR4, Network, Side, sh, total
@@ -53,8 +53,9 @@ class Seat:
             sh(line)
         self.interface = socket.if_nametoindex(name)
         self._slot_plan = SlotPlan(
-            IPv4Address(self.address), None, bytes.fromhex(mac.replace(":", ""))
-        )
+            IPv4Address(self.address), None, bytes.fromhex(mac.replace(":", "")),
+            inbound=Inbound.ALL,
+        )  # fmt: skip
         with IPRoute() as netlink:
             network.datapath.attach(netlink, self.interface, slot)
 
