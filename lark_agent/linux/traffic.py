@@ -230,15 +230,16 @@ class Traffic:
                 raise
 
 
-def mtu(name: str) -> int:
+def mtu(index: int) -> int:
     """Return the MTU of an interface in the calling thread's namespace, in bytes."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        request = struct.pack("16si12x", name.encode(), 0)
         try:
+            request = struct.pack("16si12x", socket.if_indextoname(index).encode(), 0)
             answer = fcntl.ioctl(any_socket, _SIOCGIFMTU, request)
         except OSError as error:
             cause = os.strerror(error.errno or 0)
-            raise KernelError(f"reading the MTU of {name}", cause) from error
+            number = error.errno or 0
+            raise KernelError(f"reading the MTU of interface {index}", cause, "", number) from error
     return int(struct.unpack("16si12x", answer)[1])
 
 

@@ -211,7 +211,7 @@ class Shaping:
         slot, plan = holding.sandbox.slot, holding.plan
         self._held.add(leaf_minor(slot))
         directions = self._directions(plan)
-        mtu = traffic.mtu(holding.sandbox.name) if directions else 0
+        mtu = traffic.mtu(holding.sandbox.interface) if directions else 0
         for direction in directions:
             leaf = self._trees[direction].leaf(slot, plan, mtu)
             minor, parents = leaf.shape.minor, self._parents[direction]
