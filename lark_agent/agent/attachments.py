@@ -28,7 +28,7 @@ import structlog
 from lark_agent.accounting.journal import Process
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.sampler import read, sample
-from lark_agent.agent.drain import drain
+from lark_agent.agent.drain import Moved, drain
 from lark_agent.agent.enforcing import is_counted
 from lark_agent.errors import KernelError, LarkError, StoreError, Unavailable
 from lark_agent.linux import process
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from lark_agent.agent.enforcing import Enforcing
     from lark_agent.agent.tasks import OwnThread, Tasks
     from lark_agent.datapath import Datapath
-    from lark_agent.model import Change, Count, Job, NetworkPlan, Usage
+    from lark_agent.model import Change, Job, NetworkPlan, Usage
     from lark_agent.sandbox.connectivity import Sandbox
     from lark_agent.sandbox.pool import Pool
 
@@ -93,6 +93,7 @@ class Attachments:
         tasks: Tasks,
         drain_seconds: float,
         place_of: Callable[[Holding], Place],
+        waiting: Callable[[Holding], int],
         clock_ns: Callable[[], int],
     ) -> None:
         self._worker = worker
@@ -105,6 +106,7 @@ class Attachments:
         self._tasks = tasks
         self._drain_seconds = drain_seconds
         self._place_of = place_of
+        self._waiting = waiting
         self._clock_ns = clock_ns
         self._boot_id = boot_id()
         self.prices = Prices({})
@@ -259,13 +261,16 @@ class Attachments:
     async def _drain(self, attachment: Attachment, status: int | None) -> None:
         if not _is_counted(attachment):
             return
-        slot = attachment.sandbox.slot
+        slot, holding = attachment.sandbox.slot, attachment.holding
 
-        async def moved() -> tuple[Count, Count]:
-            usage = (await self._in_kernel(lambda: read(self._datapath, [slot])))[slot]
-            return usage.sent, usage.received
+        def look() -> Moved:
+            usage = read(self._datapath, [slot])[slot]
+            return Moved(usage.sent, usage.received, self._waiting(holding))
 
-        left = self._place_of(attachment.holding)
+        async def moved() -> Moved:
+            return await self._in_kernel(look)
+
+        left = self._place_of(holding)
         await drain(slot, left, moved, self._drain_seconds, orderly=status == 0)
 
     async def _wait_status(self, attachment: Attachment) -> int | None:

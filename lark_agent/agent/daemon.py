@@ -147,8 +147,8 @@ class Daemon:
             book=bool(settings.collector.address),
         )  # fmt: skip
         openings = self._worker_side.openings
-        shaping = await self._in_kernel(lambda: Shaping.of(settings))
-        stack.callback(shaping.close)
+        self._shaping = await self._in_kernel(lambda: Shaping.of(settings))
+        stack.callback(self._shaping.close)
         living = [attachment.holding for attachment in found.adopted]
         openings.expect(living)
         self._neighbours = await self._in_kernel(
@@ -156,7 +156,7 @@ class Daemon:
         )
         parts = (
             self._sandboxes.on_network, self._host_jobs, self._neighbours, self._quotas, openings,
-            shaping,
+            self._shaping,
         )  # fmt: skip
         self._enforcing = Enforcing(self._datapath, parts)
         await self._in_kernel(self._sandboxes.prepare)
@@ -203,7 +203,7 @@ class Daemon:
         self._attachments = Attachments(
             settings.worker_name, self._datapath, self._enforcing, self._pool, self._journal,
             self._in_journal, self._in_kernel, self._tasks, settings.pool.drain_seconds,
-            self._place_of, time.time_ns,
+            self._place_of, self._shaping.waiting, time.time_ns,
         )  # fmt: skip
         self._attachments.prices = Prices.of(settings.prices)
         for attachment in found.adopted:

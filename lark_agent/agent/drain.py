@@ -9,8 +9,9 @@ whatever their peers have under way would be on the wire but not in the record. 
 while the plan still holds, again at every look, for a process may open another until it is gone.
 
 Then, if the end was anything but orderly (a process was left, the job failed or was killed, packets
-arrived without a connection), the peers have not said that they are finished: the sandbox is
-silenced, so that survivors cannot go on, and the counters are watched until nothing has moved for
+arrived without a connection, or wait for the job's rate), the peers have not said that they are
+finished: the sandbox is silenced, so that survivors cannot go on, what waits is let out at its rate
+(it was counted when the job sent it), and the counters are watched until nothing has moved for
 `QUIET_SECONDS`. A job that closes what it opened and succeeds pays for none of this.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 
@@ -31,12 +32,19 @@ if TYPE_CHECKING:
     from lark_agent.linux.sockets import Remains
     from lark_agent.model import Count
 
-    Moved = tuple[Count, Count]
-
 QUIET_SECONDS = 0.1
 _QUIET_POLL_SECONDS = 0.02
 _LOOK_PAUSES = (0.01, 0.02, 0.05, 0.1, 0.2)
 log = structlog.get_logger(__name__)
+
+
+class Moved(NamedTuple):
+    """What a job has sent and received so far."""
+
+    sent: Count
+    received: Count
+    waiting: int = 0
+    """Bytes of what it has sent that still wait for their turn, by its rate."""
 
 
 class Place(Protocol):
@@ -76,9 +84,8 @@ async def drain(
 ) -> None:
     """Wait until nothing of an ended job is under way, for `limit_seconds` at most.
 
-    `left` looks at what the job has left, `moved` reads what the slot has sent and received so far;
-    `orderly` says that the job succeeded. Never fails: what cannot be seen is logged and not waited
-    for.
+    `left` looks at what the job has left, `moved` reads what the slot has moved so far; `orderly`
+    says that the job succeeded. Never fails: what cannot be seen is logged and not waited for.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limit_seconds
@@ -96,19 +103,24 @@ async def drain(
             await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
             remains = await asyncio.to_thread(left.abort)
             left_over += remains.owned
-        if orderly and not left_over and (first.undelivered or await moved() == before):
+        now = await moved()
+        if orderly and not left_over and not now.waiting and (first.undelivered or now == before):
             return
         await asyncio.to_thread(left.silence)
-        await _quiet(moved, deadline)
+        await _quiet(slot, moved, deadline)
     except (LarkError, OSError) as error:
         log.warning("cannot see what is under way", slot=slot, error=str(error))
 
 
-async def _quiet(moved: Callable[[], Awaitable[Moved]], deadline: float) -> None:
-    """Wait until `QUIET_SECONDS` have passed without a packet, or until the deadline."""
+async def _quiet(slot: int, moved: Callable[[], Awaitable[Moved]], deadline: float) -> None:
+    """Wait until nothing waits and `QUIET_SECONDS` passed without a packet, or for the deadline."""
     loop = asyncio.get_running_loop()
     last, since = await moved(), loop.time()
-    while loop.time() - since < QUIET_SECONDS and loop.time() < deadline:
+    while last.waiting or loop.time() - since < QUIET_SECONDS:
+        if loop.time() >= deadline:
+            if last.waiting:
+                log.warning("cut what waited for its rate", slot=slot, bytes=last.waiting)
+            return
         await asyncio.sleep(_QUIET_POLL_SECONDS)
         if (now := await moved()) != last:
             last, since = now, loop.time()

@@ -136,8 +136,10 @@ class Shaping:
 
     def waiting(self, holding: Holding) -> int:
         """Return how many bytes of what a job sent wait for their turn."""
-        states = self.states(Direction.SENT)
-        state = states.get(leaf_minor(holding.sandbox.slot))
+        minor = leaf_minor(holding.sandbox.slot)
+        if minor not in self._parents.get(Direction.SENT, {}):
+            return 0
+        state = self.states(Direction.SENT).get(minor)
         return state.backlog if state else 0
 
     def states(self, direction: Direction) -> dict[int, ClassState]:

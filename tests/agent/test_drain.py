@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lark_agent.agent.drain import QUIET_SECONDS, InSandbox, drain
+from lark_agent.agent.drain import QUIET_SECONDS, InSandbox, Moved, drain
 from lark_agent.linux import namespaces
 from lark_agent.model import Connectivity, Count
 from lark_agent.sandbox.connectivity import Sandbox
@@ -228,11 +228,11 @@ def test_counters_that_move_are_waited_for(
     namespaces.create(sandbox.name, lambda: None)
     left, taken = iter(readings), 0
 
-    async def moved() -> tuple[Count, Count]:
+    async def moved() -> Moved:
         nonlocal taken
         taken += 1
         number = next(left, readings[-1])
-        return Count(1, 1), Count(number, number)
+        return Moved(Count(1, 1), Count(number, number))
 
     start = time.monotonic()
     asyncio.run(drain(3, InSandbox(sandbox.name), moved, 0.5, orderly=orderly))
