@@ -67,6 +67,8 @@ class Connectivity(StrEnum):
 
 LAYER2 = frozenset({Connectivity.BRIDGE, Connectivity.MACVLAN, Connectivity.VLAN, Connectivity.OVS})
 """Connectivities whose sandboxes sit on a network of the site, which a name picks."""
+UNSHAPED = frozenset({Connectivity.MACVLAN, Connectivity.OVS, Connectivity.HOST})
+"""Connectivities without a link whose other end is the worker's, where packets could wait."""
 
 
 class Peers(StrEnum):

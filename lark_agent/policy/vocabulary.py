@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import classad2
 
-from lark_agent.config import EVERYWHERE, NOTHING, ports_of
+from lark_agent.config import EVERYWHERE, NOTHING, QuotaAction, ports_of
 from lark_agent.model import (
     DEFAULT_CLASS,
     LAYER2,
+    UNSHAPED,
     Connectivity,
     Family,
     Inbound,
@@ -59,6 +60,8 @@ class Vocabulary:
     quotas: frozenset[str]
     uplink: Rates
     """What can be guaranteed; nothing where the site does not say what the uplink has."""
+    throttles: frozenset[str] = frozenset()
+    """Quotas that lower the rate of a job."""
 
     @classmethod
     def of(cls, settings: AgentSettings) -> Vocabulary:
@@ -72,6 +75,7 @@ class Vocabulary:
             frozenset(settings.queues),
             frozenset(settings.quotas),
             rates(settings.uplink.rate or 0),
+            frozenset(n for n, q in settings.quotas.items() if q.action is QuotaAction.THROTTLE),
         )
 
     def plan(self, profile: str) -> NetworkPlan:
@@ -109,6 +113,7 @@ class Vocabulary:
                     f"the guarantee {rates_text(plan.guarantee)} is more than the rate "
                     f"{rates_text(plan.rate)} ({word})"
                 )
+        self._check_shapeable(plan)
         return self.bookable(plan)
 
     def bookable(self, plan: NetworkPlan) -> NetworkPlan:
@@ -124,6 +129,26 @@ class Vocabulary:
                     f"{rates_text(self.uplink)} ({word})"
                 )
         return plan
+
+    def _check_shapeable(self, plan: NetworkPlan) -> None:
+        """Raise UnusableValue if a plan wants rates where packets cannot wait.
+
+        `host`, where nothing else can be held either, tells the job (`lark_agent.sandbox.host`).
+        """
+        if plan.connectivity not in UNSHAPED & LAYER2:
+            return
+        throttles = sorted(self.throttles.intersection(plan.quotas))
+        asked = {
+            f"rate {rates_text(plan.rate)}": plan.rate,
+            f"guarantee {rates_text(plan.guarantee)}": plan.guarantee,
+            f"queue '{plan.queue}'": plan.queue,
+            f"quota '{', '.join(throttles)}', which throttles": throttles,
+        }
+        if names := ", ".join(name for name, wanted in asked.items() if wanted):
+            raise UnusableValue(
+                f"connectivity {plan.connectivity} has no {names}: its links have no end on the "
+                "worker where packets could wait; use nat, routed, bridge or vlan, or leave it out"
+            )
 
     def _only_network(self, kind: Connectivity) -> str:
         found = [name for name, network in self.networks.items() if network.connectivity == kind]

@@ -32,7 +32,7 @@ from lark_agent.datapath.layout import SHAPER
 from lark_agent.errors import KernelError, LarkError, PolicyRefusal
 from lark_agent.linux import sysctl, traffic
 from lark_agent.linux.traffic import EGRESS, INGRESS, MAJOR, Traffic
-from lark_agent.model import Connectivity, Direction, Rates
+from lark_agent.model import UNSHAPED, Connectivity, Direction, Rates
 from lark_agent.quantities import rates
 from lark_agent.shaping.booking import Booking
 from lark_agent.shaping.tree import Share, Tree, leaf_minor
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 DEVICES = {Direction.SENT: ("larkup", SHAPER - 1), Direction.RECEIVED: ("larkdown", SHAPER)}
 """Name and index; the datapath knows packets that come back by the latter."""
 _HOOKS = {Direction.SENT: INGRESS, Direction.RECEIVED: EGRESS}
-_UNSHAPED = {Connectivity.MACVLAN, Connectivity.OVS, Connectivity.HOST}
 
 
 class Shaping:
@@ -81,7 +80,7 @@ class Shaping:
         if plan.connectivity is Connectivity.NONE:
             return False
         wanted = bool(plan.rate or plan.guarantee or plan.queue)
-        return wanted or (bool(self._uplink) and plan.connectivity not in _UNSHAPED)
+        return wanted or (bool(self._uplink) and plan.connectivity not in UNSHAPED)
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Book the guarantee and make the job's classes."""
@@ -161,10 +160,11 @@ class Shaping:
             self._traffic.close()
 
     def _check(self, plan: NetworkPlan) -> None:
-        if plan.connectivity in _UNSHAPED:
+        if plan.connectivity in UNSHAPED:
             raise PolicyRefusal(
-                f"the job's plan wants a rate, a guarantee or a queue, which connectivity "
-                f"{plan.connectivity} does not have; use nat, routed, bridge or vlan"
+                f"the job's plan wants a rate, a guarantee or a queue, and connectivity "
+                f"{plan.connectivity} has no end of its link on the worker where packets could "
+                "wait; use nat, routed, bridge or vlan"
             )
         if plan.queue and plan.queue not in self._queues:
             raise PolicyRefusal(
