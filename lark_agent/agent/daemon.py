@@ -212,7 +212,9 @@ class Daemon:
             self._tasks.keep(name, partial(self._pool.build, kinds, in_thread))
         self._tasks.keep("dismantle", self._pool.dismantle)
         self._tasks.keep("settle", self._attachments.settle)
-        self._follower = Follower(self._worker_side, self._places, self._in_kernel, self._tasks)
+        self._follower = Follower(
+            self._worker_side, self._places, self._shaping, self._in_kernel, self._tasks
+        )
         self._tasks.keep("firewall", self._follower.guard_firewall)
         self._tasks.keep("addresses", self._follower.guard_addresses)
         self._tasks.keep("sample", self._sample)

@@ -1,11 +1,11 @@
 """What others change on the worker while the agent runs, and what follows from it.
 
-Uplink and resolver are looked at once in every sampling pass: sandboxes take over a new MTU,
-running jobs see a new resolv.conf. The firewall is watched by events, because a site that reloads
-its own ruleset (`nft flush ruleset`) removes ours with it, and from then on jobs' packets would
-leave with private addresses: the kernel tells of every change, and a missing table is written again
-at once. So are the worker's own addresses: one that comes is the worker itself to jobs, and no
-longer a place beyond it.
+Uplink and resolver are looked at once in every sampling pass: sandboxes and the queues of shaped
+jobs take over a new MTU, running jobs see a new resolv.conf. The firewall is watched by events,
+because a site that reloads its own ruleset (`nft flush ruleset`) removes ours with it, and from
+then on jobs' packets would leave with private addresses: the kernel tells of every change, and a
+missing table is written again at once. So are the worker's own addresses: one that comes is the
+worker itself to jobs, and no longer a place beyond it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from lark_agent.agent.places import Places
     from lark_agent.agent.tasks import OwnThread, Tasks
     from lark_agent.sandbox.worker import WorkerSide
+    from lark_agent.shaping.shaping import Shaping
 
 _DEBOUNCE_SECONDS = 0.05
 log = structlog.get_logger(__name__)
@@ -33,18 +34,30 @@ class Follower:
     """Follows one worker."""
 
     def __init__(
-        self, worker: WorkerSide, places: Places, kernel_thread: OwnThread, tasks: Tasks
+        self,
+        worker: WorkerSide,
+        places: Places,
+        shaping: Shaping,
+        kernel_thread: OwnThread,
+        tasks: Tasks,
     ) -> None:
         self._worker = worker
         self._places = places
+        self._shaping = shaping
         self._in_kernel = kernel_thread
         self._tasks = tasks
 
     async def look(self) -> None:
         """Follow uplink and resolver; raises LarkError if the uplink is gone."""
-        if await self._in_kernel(self._worker.follow):
+        if await self._in_kernel(self._follow):
             uplink = self._worker.uplink
             log.info("uplink changed", interface=uplink.interface, mtu=uplink.mtu)
+
+    def _follow(self) -> bool:
+        changed = self._worker.follow()
+        if changed:
+            self._shaping.follow()
+        return changed
 
     async def guard_firewall(self) -> None:
         """Restore the firewall whenever somebody removes it; a background task."""

@@ -147,6 +147,8 @@ class Veths:
         if current.mtu == known.mtu:
             return False
         for name, index in self._links.names(PREFIX).items():
+            if addressing.slot_of(name) is None:
+                continue  # an ifb device of shaping
             try:
                 self._set_mtu(name, index)
             except (KernelError, OSError) as error:  # most likely dismantled just now

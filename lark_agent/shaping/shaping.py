@@ -28,6 +28,8 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
+import structlog
+
 from lark_agent.datapath.layout import SHAPER
 from lark_agent.errors import KernelError, LarkError, PolicyRefusal
 from lark_agent.linux import sysctl, traffic
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 DEVICES = {Direction.SENT: ("larkup", SHAPER - 1), Direction.RECEIVED: ("larkdown", SHAPER)}
 """Name and index; the datapath knows packets that come back by the latter."""
 _HOOKS = {Direction.SENT: INGRESS, Direction.RECEIVED: EGRESS}
+log = structlog.get_logger(__name__)
 
 
 class Shaping:
@@ -60,8 +63,8 @@ class Shaping:
         self._trees = {direction: Tree(direction, uplink, queues) for direction in Direction}
         self.booking = Booking(uplink, {name: share.guarantee for name, share in queues.items()})
         self._traffic = Traffic()
-        self._held: set[int] = set()
-        """Minors of leaves of living jobs."""
+        self._held: dict[int, Holding] = {}
+        """Minor of the leaf → living job."""
         self._parents: dict[Direction, dict[int, int]] = {}
         """Parent of every class that is in the kernel; empty: nothing is set up."""
         self._swept = False
@@ -127,7 +130,7 @@ class Shaping:
         """Take classes, filters and booking back."""
         self.booking.release(holding.attachment_id)
         minor = leaf_minor(holding.sandbox.slot)
-        self._held.discard(minor)
+        self._held.pop(minor, None)
         for direction in Direction:
             if minor in self._parents.get(direction, {}):
                 self._stop_redirecting(holding, direction)
@@ -140,6 +143,17 @@ class Shaping:
             return 0
         state = self.states(Direction.SENT).get(minor)
         return state.backlog if state else 0
+
+    def follow(self) -> None:
+        """Let the queues of living jobs know the MTU that their links have now.
+
+        A packet longer than a queue expects would be dropped after it was counted.
+        """
+        for holding in self._held.values():
+            try:
+                self._shape(holding)
+            except KernelError as error:  # most likely its link is being taken away
+                log.warning("cannot shape anew", sandbox=holding.sandbox.name, error=str(error))
 
     def states(self, direction: Direction) -> dict[int, ClassState]:
         """Return what the classes of a direction did, by minor; empty if nothing is set up."""
@@ -202,7 +216,7 @@ class Shaping:
         if self._swept:
             return
         for direction, tree in self._trees.items():
-            wanted = {shape.minor for shape in tree.inner()} | self._held
+            wanted = {shape.minor for shape in tree.inner()} | self._held.keys()
             parents = self._parents[direction]
             for minor in sorted(set(parents) - wanted, key=lambda m: m in parents.values()):
                 self._delete(direction, minor)
@@ -211,7 +225,7 @@ class Shaping:
     def _shape(self, holding: Holding) -> None:
         """Make or change the classes of a job, with their queues."""
         slot, plan = holding.sandbox.slot, holding.plan
-        self._held.add(leaf_minor(slot))
+        self._held[leaf_minor(slot)] = holding
         directions = self._directions(plan)
         mtu = traffic.mtu(holding.sandbox.interface) if directions else 0
         for direction in directions:
