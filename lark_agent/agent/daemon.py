@@ -10,7 +10,8 @@ running: their sandboxes, programs and counters stay in the kernel, and the next
 over. When none runs, nothing of the agent stays but the journal.
 
 Reload (SIGHUP): destination classes, services, profiles and rules are read anew and hold for the
-jobs that start from then on; any error keeps everything as it was. All other settings need a
+jobs that start from then on; any error keeps everything as it was, and so does another `[uplink]
+rate` or other `[queues]`, which plans would name and nothing would hold. All other settings need a
 restart.
 """
 
@@ -57,7 +58,7 @@ from lark_agent.agent.sandboxes import Sandboxes
 from lark_agent.agent.service import serve
 from lark_agent.agent.tasks import OwnThread, Tasks
 from lark_agent.config import AGENT_FILE, AgentSettings, QuotaAction, load
-from lark_agent.errors import LarkError, PrerequisiteError
+from lark_agent.errors import ConfigurationError, LarkError, PrerequisiteError
 from lark_agent.linux import memory, systemd
 from lark_agent.model import Connectivity
 from lark_agent.policy.site import SitePolicy
@@ -326,6 +327,12 @@ class Daemon:
         log.info("reloaded", classes=len(fresh.classes), rules=len(fresh.rules))
 
     def _take(self, fresh: AgentSettings) -> None:
+        now = self._settings
+        if (fresh.uplink.rate, fresh.queues) != (now.uplink.rate, now.queues):
+            raise ConfigurationError(
+                "[uplink] rate and [queues] are shared by jobs that run, and do not change under "
+                "them; restart the agent (jobs run on, and are held to the new ones from then on)"
+            )
         before = self._places.settings
         self._places.take(fresh)
         try:
