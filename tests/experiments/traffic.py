@@ -6,8 +6,9 @@
 The giver sends BYTES and waits until the taker has closed: that is its completion. If BYTES is 0,
 it sends until the taker, after SECONDS, closes: what a slow shaper still holds by then is not
 waited for. The taker notes every 20 ms how many segments the *kernel* has received (TCP_INFO), with
-the time of that look: a taker that is scheduled late makes a longer step, not a wrong one. Both print one JSON object at their end; the taker of a server also prints a line
-when the stream is connected. Times are CLOCK_MONOTONIC, the same for all namespaces.
+the time of that look: a taker that is scheduled late makes a longer step, not a wrong one. Both
+print one JSON object at their end; the taker of a server also prints a line when the stream is
+connected. Times are CLOCK_MONOTONIC, the same for all namespaces.
 
 Payload is thrown away in the kernel (MSG_TRUNC): copying it would compete with what is measured.
 Nothing but the standard library is used, so that it runs with `python3 -I -S -c` in any sandbox.
