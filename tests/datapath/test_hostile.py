@@ -147,3 +147,23 @@ def test_hooks_in_the_sandbox_see_the_same(network: Network) -> None:
     assert counters.dropped_for(DropReason.SPOOFED_ADDRESS).packets == 1
     assert DropReason.LINK_LAYER not in network.drops, "nothing got to the other end"
     assert total(counters, Direction.SENT) == Count(3, 252)
+
+
+def test_a_frame_is_what_it_says(network: Network) -> None:
+    """What the sandbox's root gives out as something else to its own kernel does not leave."""
+    inner = SLOT + 1
+
+    def attach() -> None:
+        with IPRoute() as netlink:
+            network.datapath.attach(netlink, INSIDE, inner, Hooks.SANDBOX)
+
+    network.sandbox.inside(attach)
+    network.datapath.activate(inner, PLAN)
+    wire = network.sandbox.wire()
+    wire.sendto(ip4(ipv4()), ("eth0", 0x0800))
+    for said in (0x8100, 0x88CC, 0x86DD, 0x0806):
+        with pytest.raises(OSError, match="No buffer space"):
+            wire.sendto(ip4(ipv4()), ("eth0", said))
+    counters = network.datapath.read([inner])[inner]
+    assert total(counters, Direction.SENT) == Count(1, 84)
+    assert counters.dropped_for(DropReason.LINK_LAYER).packets == 4

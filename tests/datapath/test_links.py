@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import time
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_network
 from typing import TYPE_CHECKING
@@ -226,6 +227,7 @@ def test_only_answers_come_in(judge: Judge) -> None:
     assert judge.sent(ip4(ipv4(icmp(8, 77), ICMP))) is None
     assert judge.received(far4(icmp(0, 77), ICMP)) is None
     assert judge.received(far4(icmp(0, 78), ICMP)) is REFUSED
+    assert judge.received(far4(icmp(8, 77), ICMP)) is REFUSED, "a question is no answer"
     judge.begin(LINK)
     assert judge.received(answer4) is REFUSED, "the flow was an earlier job's"
 
@@ -263,6 +265,28 @@ def test_open_ports_let_others_begin(judge: Judge) -> None:
     judge.begin(replace(LINK, inbound=Inbound.NONE))
     assert judge.sent(ip4(ipv4(syn(4000, 80), TCP))) is None
     assert judge.received(far4(syn(80, 4000), TCP)) is REFUSED
+
+
+def test_ports_of_a_plan_that_opens_none_are_closed(judge: Judge) -> None:
+    """Ports are open where the plan opens ports; listed ones are not with established."""
+    judge.begin(replace(LINK, ports=frozenset({(TCP, 8000)})))
+    assert judge.received(far4(syn(5, 8000), TCP)) is REFUSED
+
+
+def test_flows_are_forgotten(judge: Judge) -> None:
+    """Answers come in for three minutes after the last packet, of TCP for five days."""
+    flows = judge.datapath._maps["flows"]
+    for seconds, frame, answer in (
+        (180, ipv4(udp(b"", 4000, 80)), far4(udp(b"", 80, 4000), UDP)),
+        (5 * 86400, ipv4(syn(4000, 80), TCP), far4(syn(80, 4000), TCP)),
+    ):
+        for ago, expected in ((seconds - 60, None), (seconds + 1, REFUSED)):
+            judge.begin(LINK)
+            assert judge.sent(ip4(frame)) is None
+            seen = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - ago * 10**9
+            for key in list(flows.keys()):
+                flows.set(key, struct.pack("=Q", seen % 2**64))
+            assert judge.received(answer) is expected
 
 
 def test_fragments_follow_their_first(judge: Judge) -> None:

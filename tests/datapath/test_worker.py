@@ -10,7 +10,7 @@ import pytest
 from lark_agent.datapath.services import number_services
 from lark_agent.errors import ConfigurationError, PrerequisiteError
 from lark_agent.model import Direction, DropReason, Inbound, Port
-from tests.datapath.cases import back
+from tests.datapath.cases import PEER6, back
 from tests.datapath.frames import ICMP, ICMPV6, SCTP, TCP, UDP, icmp, ip4, ip6, ipv4, ipv6, syn, udp
 from tests.datapath.network import FAR4, GATEWAY4, GATEWAY6, JOB4, JOB6, PLAN, SLOT
 
@@ -121,6 +121,37 @@ def test_the_worker_as_a_client_of_the_job(judge: Judge) -> None:
     judge.datapath.change(SLOT, opened)
     assert judge.received(in4(syn(50000, 8001), TCP)) is REFUSED
     assert judge.received(call) is None
+
+
+def test_a_call_that_has_no_ports_is_no_leave_for_errors(judge: Judge) -> None:
+    """A worker that asks a job the time by ICMP is answered, and gets no errors from it."""
+    judge.begin(replace(PLAN, inbound=Inbound.ALL))
+    assert judge.received(in4(icmp(13), ICMP)) is None
+    for kind in (3, 4, 11, 12):
+        assert judge.sent(out4(icmp(kind), ICMP)) is DENIED
+
+
+def test_tunnels_are_no_service(judge: Judge) -> None:
+    """What a tunnel wraps goes where its own header says, by the same rules, and to no worker."""
+    judge.datapath.set_services({"proxy": PROXY, "ping": Port("icmp", 0)})
+    judge.begin(PLAN)
+    inner4 = ipv4(syn(9, 3128), TCP, destination=GATEWAY4)
+    inner6 = ipv6(syn(9, 3128), TCP, destination=GATEWAY6)
+    plain_gre, teredo = bytes([0, 0, 8, 0]), 3544
+    tunnels = ((4, inner4), (41, inner6), (47, plain_gre + inner4), (50, bytes(40)),
+               (UDP, udp(inner6, 9, teredo)))  # fmt: skip
+    denied4, denied6 = "203.0.113.7", PEER6
+    for protocol, payload in tunnels:
+        assert judge.sent(out4(payload, protocol)) is DENIED
+        assert judge.sent(out6(payload, protocol)) is DENIED
+        away = ip4(ipv4(payload, protocol, destination=denied4))
+        judge.datapath.change(SLOT, replace(PLAN, classes=1))
+        assert judge.sent(away) is DropReason.CLASS_DENIED
+        peer = ip6(ipv6(payload, protocol, destination=denied6))
+        assert judge.sent(peer) is DropReason.PEER_DENIED
+        assert judge.sent(ip4(ipv4(payload, protocol))) is None
+    used = judge.datapath.read([SLOT])[SLOT].used_by(0, Direction.SENT)
+    assert used.packets == len(tunnels)
 
 
 def test_inbound_none_lets_nothing_in(judge: Judge) -> None:
