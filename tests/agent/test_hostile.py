@@ -17,7 +17,7 @@ import pytest
 from tests.agent.worker import ONCE, QUICK, Talker, drops, final
 from tests.lab.capture import Capture, flows
 from tests.lab.filesystem import ROOT
-from tests.lab.topology import CAMPUS, INTERNET
+from tests.lab.topology import CAMPUS, INTERNET, WORKER
 from tests.lab.world import Lab
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def test_marks_follow_the_plan(lab: Lab, tmp_path: Path) -> None:
         )
         assert fetched.status == 0, fetched.stderr
     packets = flows(tmp_path / "campus.pcap")
-    sent = [p for p in packets if p.dst in {CAMPUS.ipv4, CAMPUS.ipv6}]
+    sent = [p for p in packets if p.src in {WORKER.ipv4, WORKER.ipv6}]
     assert len(sent) > 10
     assert {p.traffic_class >> 2 for p in sent} == {46}
     assert {p.flow_label for p in sent if ":" in p.dst} == {74565}
