@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from tests.experiments.results import Check, Line, Outcome, Panel
-from tests.experiments.testbed import LINK, UPLINK, Testbed
+from tests.experiments.testbed import LINK, UPLINK, WIDE, Testbed
 
 MANAGED = f"""
 [uplink]
@@ -59,11 +59,12 @@ def times(policy: str, octets: int, others: tuple[int, ...]) -> dict[int, float]
     """Return the seconds that the upload took beside each number of others."""
     found = {}
     for number in others:
-        with Testbed(policy, LINK) as bed:
+        with Testbed(policy, LINK, WIDE) as bed:
             bulk = [bed.upload(seconds=3600, ad={"Kind": "bulk"}) for _ in range(number)]
             bed.wait_connected(*bulk)
             time.sleep(SETTLING_SECONDS if bulk else 0)
             first = bed.upload(seconds=3600, octets=octets, ad={"Kind": "first"})
+            bed.wait_connected(first)
             found[number] = first.took()
     return found
 

@@ -10,10 +10,8 @@ Every stream has a job of its own, started through lark-run, and a server of its
 A *download* is watched in the job, an *upload* at its server: each where the packets arrive, behind
 all queues. The link between worker and router has the given rate in both directions, at the two
 interfaces that send into it (`worker0` of the router, `uplink0` of the worker), and deep queues, so
-nothing is lost on it. All streams have the same small window: on a link without management they
-then share equally, as LARK's did, instead of measuring which of them began first. (Here, with
-windows that may grow to megabytes, one stream of three kept seven to nine tenths for as long as it
-was watched, with deep queues and with shallow ones.)
+nothing is lost on it. All streams have the same window: on a link without management they then
+share equally, as LARK's did, instead of measuring which of them began first.
 
 Unlike for captures, segments stay together as on hosts with offloads: cutting 83,000 packets a
 second at the far end would take the cores that jobs need to fill the link.
@@ -49,8 +47,8 @@ if TYPE_CHECKING:
 PROGRAM = Path(traffic.__file__).read_text()
 UPLINK = "1 Gbit/s"
 """What all jobs together may use, in policies of managed runs."""
-LINK = "1.02 Gbit/s"
-"""The link itself, with management and without. It is 2 % faster than what the worker gives out, as
+LINK = "1.05 Gbit/s"
+"""The link itself, with management and without. It is 5 % faster than what the worker gives out, as
 the queue for downloads must form in the worker: on a link that is exactly as fast, it would form at
 the router, which knows no jobs. A site sets `[uplink] rate` below its line for the same reason."""
 FIRST_PORT = 20000

@@ -10,6 +10,9 @@ the time of that look: a taker that is scheduled late makes a longer step, not a
 print one JSON object at their end; the taker of a server also prints a line when the stream is
 connected. Times are CLOCK_MONOTONIC, the same for all namespaces.
 
+Congestion control is Reno, the only one that every kernel has and every user may choose. The
+machine's default can be BBR, whose pauses of 200 ms every 10 s show the sender and not the link.
+
 Payload is thrown away in the kernel (MSG_TRUNC): copying it would compete with what is measured.
 Nothing but the standard library is used, so that it runs with `python3 -I -S -c` in any sandbox.
 """
@@ -25,6 +28,7 @@ import sys
 import time
 
 BLOCK = 1 << 16
+CONGESTION_CONTROL = b"reno"
 STEP_NS = 20_000_000
 SECOND_NS = 1_000_000_000
 _BYTES_RECEIVED, _DATA_SEGMENTS_IN = 128, 152
@@ -80,6 +84,7 @@ def give(stream: socket.socket, octets: int) -> dict[str, object]:
 def listen(port: int) -> socket.socket:
     """Wait for the one stream of this server."""
     with socket.create_server(("", port)) as server:
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_CONTROL)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
         return server.accept()[0]
@@ -94,6 +99,7 @@ def main() -> None:
     else:
         stream = socket.create_connection((place[0], int(place[1])), 10)
         stream.settimeout(None)
+        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, CONGESTION_CONTROL)
     with stream:
         told = take(stream, float(seconds)) if what == "take" else give(stream, int(octets))
     print(json.dumps(told), flush=True)
