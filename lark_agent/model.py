@@ -126,7 +126,8 @@ class DropReason(IntEnum):
     SPOOFED_ADDRESS = 4
     """A source address that is not the sandbox's."""
     CLASS_DENIED = 5
-    """The plan does not let the job exchange packets with this destination class."""
+    """The plan does not let the job exchange packets with this destination class, or a source route
+    hides which class the packet is for."""
     PEER_DENIED = 6
     """The sandboxes' own addresses: no job, or one that the two plans do not let have this one."""
     MARTIAN = 7

@@ -118,6 +118,8 @@ INLINE int admit_bare(const struct plan *own, const struct packet *p, enum direc
 	if (p->type == TYPE_IPV4 ? !own->addr4 : !own->addr6[3])
 		return SPOOFED_ADDRESS;
 	*row = found ? found->class % CLASSES : 0;
+	if (direction == SENT && p->detour)
+		return CLASS_DENIED;
 	if (found && found->first)
 		return PEER_DENIED;
 	return own->classes >> *row & 1 ? PASS : CLASS_DENIED;

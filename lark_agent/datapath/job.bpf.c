@@ -101,6 +101,9 @@ INLINE int admit_ip(struct __sk_buff *skb, __u32 slot, const struct plan *own,
 		return SPOOFED_ADDRESS;
 	if (is_martian(p, remote))
 		return MARTIAN;
+	/* whose class nobody can look up: routers on the way would change the address */
+	if (direction == SENT && p->detour)
+		return CLASS_DENIED;
 	if (layer2 ? is_group(link->destination)
 		   : direction == SENT && skb->pkt_type != TO_THIS_HOST)
 		return LINK_LAYER;

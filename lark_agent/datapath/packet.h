@@ -35,6 +35,11 @@
 #define HEADER_NONE 59
 #define HEADER_DESTINATION 60
 #define MOST_EXTENSIONS 8
+#define MOST_OPTIONS 8
+#define OPTIONS_END 0
+#define OPTION_PADDING 1
+#define LOOSE_SOURCE_ROUTE 131
+#define STRICT_SOURCE_ROUTE 137
 #define IPV4_FRAGMENT 0x3fff /* more fragments, or an offset */
 #define IPV4_OFFSET 0x1fff
 #define IPV6_FRAGMENT 0xfff9
@@ -60,6 +65,7 @@ struct packet {
 	__u32 protocol;       /* of the transport; only a first fragment has its header */
 	__u32 fragment;       /* enum fragment */
 	__u32 identification; /* of a packet in fragments */
+	__u32 detour;         /* it goes on from the address that it is for: a source route */
 	/* since parse_transport, host order; an echo has its identifier in both; zero without any */
 	__u32 source_port;
 	__u32 destination_port;
@@ -134,6 +140,38 @@ INLINE int measure(struct __sk_buff *skb, const struct headers *h, struct packet
 	return PASS;
 }
 
+/* Look for a source route in IPv4 options; with more options than any honest stack sends, fail. */
+INLINE int find_source_route(struct __sk_buff *skb, __u32 size, struct packet *p)
+{
+	__u32 at = 0;
+
+#pragma clang loop unroll(full)
+	for (int i = 0; i < MOST_OPTIONS; i++) {
+		struct {
+			__u8 type, size;
+		} option = {};
+
+		if (at >= size)
+			return PASS;
+		if (bpf_skb_load_bytes(skb, LINK_HEADER + 20 + at, &option.type, 1))
+			return MALFORMED;
+		if (option.type == OPTIONS_END)
+			return PASS;
+		if (option.type == OPTION_PADDING) {
+			at++;
+			continue;
+		}
+		if (option.type == LOOSE_SOURCE_ROUTE || option.type == STRICT_SOURCE_ROUTE)
+			p->detour = 1;
+		if (bpf_skb_load_bytes(skb, LINK_HEADER + 21 + at, &option.size, 1))
+			return MALFORMED;
+		if (option.size < 2)
+			return MALFORMED;
+		at += option.size;
+	}
+	return at >= size ? PASS : MALFORMED;
+}
+
 INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p, enum direction direction)
 {
 	union {
@@ -184,25 +222,37 @@ INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p, enum direction di
 		sum = (sum & 0xffff) + (sum >> 16);
 		if (sum != 0xffff)
 			return MALFORMED;
+		if (options && find_source_route(skb, options, p) != PASS)
+			return MALFORMED;
 	}
 	return measure(skb, &h, p);
 }
 
-/* Find the transport header, behind headers that each fragment or segment repeats. */
+INLINE int is_extension(__u8 protocol)
+{
+	return protocol == HEADER_HOP_BY_HOP || protocol == HEADER_ROUTING ||
+	       protocol == HEADER_DESTINATION || protocol == HEADER_FRAGMENT;
+}
+
+/*
+ * Find the transport header, behind headers that each fragment or segment repeats. All of them are
+ * in a first fragment (RFC 7112), and no more than we look at, or something could hide behind.
+ */
 INLINE int skip_extensions(struct __sk_buff *skb, struct packet *p, struct headers *h, int jumbo)
 {
 #pragma clang loop unroll(full)
 	for (int i = 0; i < MOST_EXTENSIONS; i++) {
 		struct {
 			__u8 next, size; /* beyond 8 bytes, in units of 8 */
-			__u16 fragment;
+			__u16 fragment;  /* of a routing header: type, and segments left */
 			__u32 identification;
 		} extension;
 		__u32 size;
 
-		if (h->protocol != HEADER_HOP_BY_HOP && h->protocol != HEADER_ROUTING &&
-		    h->protocol != HEADER_DESTINATION && h->protocol != HEADER_FRAGMENT)
+		if (!is_extension(h->protocol))
 			return PASS;
+		if (h->end + 8 > LINK_HEADER + h->total)
+			return MALFORMED;
 		if (bpf_skb_load_bytes(skb, h->end, &extension, sizeof(extension)))
 			return MALFORMED;
 		if (h->protocol == HEADER_FRAGMENT) {
@@ -215,6 +265,8 @@ INLINE int skip_extensions(struct __sk_buff *skb, struct packet *p, struct heade
 		} else {
 			size = (extension.size + 1) * 8;
 		}
+		if (h->protocol == HEADER_ROUTING && (extension.fragment & bpf_htons(0xff)))
+			p->detour = 1;
 		h->end += size;
 		if (jumbo && h->protocol == HEADER_HOP_BY_HOP)
 			h->total -= size; /* the kernel's own; taken out when it cuts */
@@ -224,7 +276,7 @@ INLINE int skip_extensions(struct __sk_buff *skb, struct packet *p, struct heade
 		if (p->fragment == LATER)
 			return PASS;
 	}
-	return PASS;
+	return is_extension(h->protocol) ? MALFORMED : PASS;
 }
 
 INLINE int parse_ipv6(struct __sk_buff *skb, struct packet *p)

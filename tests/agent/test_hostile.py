@@ -101,6 +101,7 @@ def test_marks_are_the_sites(world: Lab, tmp_path: Path) -> None:
     [
         ("forged_source6", "spoofed-address", 1),
         ("denied_fragments", "class-denied", 3),
+        ("segment_route6", "class-denied", 1),
         ("neighbours", "peer-denied", 2000),
     ],
 )

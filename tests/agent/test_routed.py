@@ -201,6 +201,13 @@ def test_unused_addresses_of_the_prefix_do_not_circle(world: Lab) -> None:
         assert "exceeded" not in done.stdout.lower()
 
 
+def test_they_do_not_circle_on_a_worker_that_is_a_router_itself(fresh: Lab) -> None:
+    """Also where the site forwards on its own account, and connections from outside are its own."""
+    fresh.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1"])
+    fresh.agent(BOTH)
+    test_unused_addresses_of_the_prefix_do_not_circle(fresh)
+
+
 def test_jobs_of_either_kind_do_not_reach_each_other(world: Lab) -> None:
     """Routed or nat, a job gets to no other job's address of either kind: peer-denied."""
     listener = Listener(world, "beside")

@@ -7,6 +7,7 @@ arithmetic.
 
 from __future__ import annotations
 
+import socket
 from typing import NamedTuple
 
 from lark_agent.model import Count, DropReason
@@ -14,6 +15,7 @@ from tests.datapath.frames import (
     ICMP,
     SCTP,
     TCP,
+    UDP,
     arp,
     ethernet,
     extension,
@@ -21,6 +23,7 @@ from tests.datapath.frames import (
     ip6,
     ipv4,
     ipv6,
+    routing,
     tcp,
     udp,
 )
@@ -50,7 +53,15 @@ def to(address: str, reason: DropReason) -> Case:
     return sent(frame, reason, f"to {address}", 104 if family6 else 84)
 
 
-THREE = (extension(60, 2), extension(43), extension(TCP))
+def first_of_two(following: int) -> bytes:
+    """Build the fragment header of a first fragment."""
+    return bytes([following, 0, 0, 1, 0, 0, 0, 9])
+
+
+THREE = (extension(60, 2), extension(43), routing(TCP, 0))
+
+LOOSE = bytes([131, 7, 4]) + socket.inet_aton(DENIED4)  # RFC 791
+STRICT = bytes([137, 7, 4]) + socket.inet_aton(DENIED4)
 
 SIZES = [
     Case("udp4", Frame(ip4(ipv4())), None, Count(1, 84)),
@@ -86,7 +97,7 @@ SIZES = [
         "tcp6 behind extensions",
         Frame(ip6(ipv6(b"".join(THREE) + tcp(bytes(1000)), 0)), 300),
         None,
-        Count(4, 1000 + 4 * (60 + 24 + 8 + 8)),
+        Count(4, 1000 + 4 * (60 + 24 + 8 + 24)),
     ),
     Case(
         "tcp6 big",  # RFC 2675; the kernel takes its own jumbo option out when it cuts
@@ -141,6 +152,23 @@ HOSTILE = [
     to("ff02::1", DropReason.MARTIAN),
     to("ff0e::1", DropReason.MARTIAN),
     to("fe80::1", DropReason.MARTIAN),
+    sent(ip4(ipv4(options=LOOSE + b"\1")), DropReason.CLASS_DENIED, "loose route", 92),
+    sent(ip4(ipv4(options=STRICT + b"\0")), DropReason.CLASS_DENIED, "strict route", 92),
+    sent(ip4(ipv4(options=b"\1" + LOOSE)), DropReason.CLASS_DENIED, "route behind padding", 92),
+    sent(ip4(ipv4(options=bytes([7, 7, 4]) + bytes(4) + b"\1" + LOOSE + b"\0")),
+         DropReason.CLASS_DENIED, "route behind an option", 100),
+    sent(ip4(ipv4(options=b"\1" * 12 + LOOSE + b"\0")), DropReason.MALFORMED, "much padding", 104),
+    sent(ip4(ipv4(options=bytes([7, 0, 4, 0]))), DropReason.MALFORMED, "option of no length", 88),
+    sent(ip6(ipv6(routing(UDP, 1) + bytes(64), 43)), DropReason.CLASS_DENIED, "segment route", 128),
+    sent(ip6(ipv6(routing(UDP, 1, 0) + bytes(64), 43)), DropReason.CLASS_DENIED, "type 0", 128),
+    sent(ip6(ipv6(extension(43) + routing(UDP, 1) + bytes(64), 60)), DropReason.CLASS_DENIED,
+         "segment route behind options", 136),
+    sent(ip6(ipv6(first_of_two(43) + routing(UDP, 1) + bytes(64), 44)), DropReason.CLASS_DENIED,
+         "segment route in a fragment", 136),
+    sent(ip6(ipv6(first_of_two(60) + extension(43), 44) + extension(UDP)), DropReason.MALFORMED,
+         "segment route in the next fragment", 64),
+    sent(ip6(ipv6(extension(60) * 8 + extension(43) + routing(UDP, 1), 60)),
+         DropReason.MALFORMED, "segment route behind too much", 136),
     to(PEER4, DropReason.PEER_DENIED),
     to("100.98.255.255", DropReason.PEER_DENIED),
     to(PEER6, DropReason.PEER_DENIED),

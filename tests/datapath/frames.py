@@ -75,6 +75,11 @@ def extension(following: int, units: int = 0) -> bytes:
     return bytes([following, units, 0x1E, 4 + 8 * units]) + bytes(4 + 8 * units)
 
 
+def routing(following: int, left: int, kind: int = 4, way: str = FAR6) -> bytes:
+    """Build a routing header with one address (kind 4: segment routing, RFC 8754)."""
+    return bytes([following, 2, kind, left]) + bytes(4) + socket.inet_pton(socket.AF_INET6, way)
+
+
 def arp(
     mac: bytes = JOB_MAC, address: str = JOB4, *, hardware: int = 1, link_source: bytes = JOB_MAC
 ) -> bytes:

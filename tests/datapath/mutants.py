@@ -169,6 +169,21 @@ _LIVING = test_peers.test_only_a_living_job_at_that_very_address_is_a_peer
 _NOBODY = test_peers.test_addresses_of_no_slot_are_nobody
 _ELSEWHERE = test_links.test_jobs_elsewhere_are_peers_by_their_address
 REACH = (
+    never("source route", "job.bpf.c", "direction == SENT && p->detour",
+          ("loose route", "strict route", "segment route", "segment route in a fragment")),
+    never("IPv4 source route", "packet.h",
+          "option.type == LOOSE_SOURCE_ROUTE || option.type == STRICT_SOURCE_ROUTE",
+          ("loose route", "strict route", "route behind padding", "route behind an option")),
+    never("routing header", "packet.h",
+          "h->protocol == HEADER_ROUTING && (extension.fragment & bpf_htons(0xff))",
+          ("segment route", "type 0", "segment route behind options")),
+    Mutant("extensions that go on in the next fragment", "packet.h",
+           "h->end + 8 > LINK_HEADER + h->total", "0", ("segment route in the next fragment",)),
+    Mutant("more extensions than are looked at", "packet.h",
+           "is_extension(h->protocol) ? MALFORMED : PASS", "PASS",
+           ("segment route behind too much",)),
+    Mutant("more options than are looked at", "packet.h", "at >= size ? PASS : MALFORMED", "PASS",
+           ("much padding",)),
     never("denied class", "job.bpf.c", "!(own->classes >> *row & 1)",
           ("to 203.0.113.7", "denied4")),
     Mutant("other jobs", "job.bpf.c", "first", "0", ("to 100.98.0.9", "from peer6"),

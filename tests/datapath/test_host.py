@@ -38,6 +38,8 @@ SEND = """
 import socket, sys
 address, number, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 sock = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+if len(sys.argv) > 4:
+    sock.setsockopt(socket.IPPROTO_IPV6, 57, bytes.fromhex(sys.argv[4]))  # IPV6_RTHDR
 passed = 0
 for _ in range(number):
     try:
@@ -55,11 +57,14 @@ class World:
         self.maps, self.programs, self.group = maps, programs, group
         self.number = programs.bind(group, SLOT)
 
-    def send(self, address: str, number: int = 10, size: int = 100, below: str = "") -> int:
+    def send(
+        self, address: str, number: int = 10, size: int = 100, below: str = "", way: bytes = b""
+    ) -> int:  # fmt: skip
         """Send datagrams from a process in the group; returns how many the kernel took."""
         place = self.group / below
+        more = [way.hex()] if way else []
         done = subprocess.run(
-            [sys.executable, "-S", "-c", SEND, address, str(number), str(size)],
+            [sys.executable, "-S", "-c", SEND, address, str(number), str(size), *more],
             preexec_fn=lambda: cgroups.move(os.getpid(), place),
             stdout=subprocess.PIPE,
             check=True,
@@ -147,6 +152,15 @@ def test_sandboxes_are_not_reached(world: World) -> None:
     world.maps.activate(SLOT, PLAN)
     assert world.send(FAR4) == 0
     assert world.dropped(DropReason.PEER_DENIED) == 10
+
+
+def test_source_routes_do_not_leave(world: World) -> None:
+    """A segment routing header would have a host that is allowed pass packets on."""
+    world.maps.activate(SLOT, PLAN)
+    segments = [socket.inet_pton(socket.AF_INET6, a) for a in ("2001:db8:3::10", FAR6)]
+    way = bytes([0, 4, 4, 1, 1, 0, 0, 0]) + b"".join(segments)
+    assert world.send(FAR6, way=way) == 0
+    assert world.dropped(DropReason.CLASS_DENIED) == 10
 
 
 def test_the_next_agents_programs_take_over(world: World) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 CAMPUS4, CAMPUS6, INTERNET4 = sys.argv[1:4] if len(sys.argv) > 3 else ("", "", "")
 DISCARD = 9
 IP_FREEBIND, IP_TRANSPARENT, IPV6_FREEBIND = 15, 19, 78
+IPV6_RTHDR = 57
 IPV6_FLOWLABEL_MGR, IPV6_FLOWINFO_SEND = 32, 33
 LABEL = 0x5A5A5
 EF = 0xB8
@@ -146,6 +147,16 @@ def source_route() -> None:
         route = bytes([131, 7, 4]) + socket.inet_aton(INTERNET4) + bytes(1)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, route)
         sock.sendto(b"route", (CAMPUS4, DISCARD))
+
+
+def segment_route6() -> None:
+    """Do the same by IPv6, where any user may (RFC 8754); the last segment is denied."""
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+        denied = socket.inet_pton(socket.AF_INET6, "2001:db8:3::10")
+        way = denied + socket.inet_pton(socket.AF_INET6, CAMPUS6)
+        header = struct.pack("!BBBBBBH", 0, len(way) // 8, 4, 1, 1, 0, 0) + way
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RTHDR, header)
+        sock.sendto(b"route", (CAMPUS6, DISCARD))
 
 
 def denied_fragments() -> None:

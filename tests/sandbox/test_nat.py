@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.agent.test_routed import occupied
 from tests.agent.worker import QUICK, final, python, until
 from tests.lab.capture import Capture, flows
 from tests.lab.topology import CAMPUS, WORKER
@@ -57,6 +58,13 @@ while True:
 for sock in kept:
     sock.send(b"x")
     assert sock.recv(1) == b"x"
+"""
+# what connection tracking takes for invalid: begins and ends at once
+IMPOSSIBLE = """
+import socket, struct, sys
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as sock:
+    segment = struct.pack("!HHIIBBHHH", 33000, 7, 1, 1, 5 << 4, 3, 100, 0, 0)
+    sock.sendto(segment, (sys.argv[1], 0))
 """
 TINY_BLOCKS = QUICK + "[nat]\nfirst_port = 10240\nlast_port = 10407\n"
 """Four blocks of 42 ports: of an odd number connect() may miss one (__inet_hash_connect())."""
@@ -133,6 +141,20 @@ def test_connections_are_forgotten_with_the_sandbox(world: Lab) -> None:
         return not any(address in table for address in addresses)
 
     until(forgotten, "connection tracking to forget", 15)
+
+
+def test_what_cannot_be_translated_does_not_leave(world: Lab, tmp_path: Path) -> None:
+    """A packet that belongs to no connection ends at the worker: no private address is seen."""
+    job = world.start_job(["sleep", "60"])
+    until(lambda: job.job_id in world.run(["lark", "jobs"]).stdout, "the job")
+    with Capture("eth0", tmp_path / "campus.pcap", world.netns("campus")) as capture:
+        inside = ["ip", "netns", "exec", occupied(world)]
+        world.run([*inside, *python(IMPOSSIBLE, CAMPUS.ipv4)])
+        world.run([*inside, "ping", "-c1", CAMPUS.ipv4])  # comes after it
+    job.kill(9)
+    assert final(world, job.job_id).usage.sent.packets == 2
+    assert {p.src for p in flows(capture.path) if p.dst == CAMPUS.ipv4} == {WORKER.ipv4}
+    assert 6 not in {p.proto for p in flows(capture.path)}
 
 
 def test_jobs_side_by_side_have_ports_of_their_own(world: Lab, tmp_path: Path) -> None:
