@@ -81,6 +81,7 @@ def test_what_sites_write_is_accepted(text: str) -> None:
         (NETWORK + 'connectivity = "macvlan"\nready = -1', "networks.lab.ready", "-1 is not"),
         ('[networks.all]\nconnectivity = "macvlan"', "networks.all", "not a usable name"),
         ('[services]\nweb = { port = "80" }', "services.web.port", "'80' is no port"),
+        ('[services]\ndns = { port = "tcp/5353" }', "services.dns", "is built in"),
         (
             '[services]\nweb = { port = "tcp/80-81" }',
             "services.web.port",

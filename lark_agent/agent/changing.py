@@ -46,13 +46,25 @@ class Changing:
         if not settings:
             raise UnusableValue(f"nothing to set; there is {', '.join(CHANGEABLE)}")
         attachment = self._find(job)
-        plan = attachment.plan
+        plan = self._still_there(attachment.plan)
         for setting, value in settings.items():
             plan = self._put(plan, setting, value)
         plan = self._words().check(plan)
         now = time.time_ns()
         changes = [Change(now, by, setting, _said(plan, setting)) for setting in settings]
         return await self._attachments.change(attachment, plan, changes)
+
+    def _still_there(self, plan: NetworkPlan) -> NetworkPlan:
+        """Leave out classes and services that the site has unlisted since the job began.
+
+        They have no address or port any more, so nothing is taken from the job.
+        """
+        words = self._words()
+        return replace(
+            plan,
+            reach=None if plan.reach is None else plan.reach & words.classes,
+            services=None if plan.services is None else plan.services & words.services,
+        )
 
     def _find(self, job: str) -> Attachment:
         living = self._attachments.living

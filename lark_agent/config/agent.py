@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lark_agent.model import Port
 
 AGENT_FILE = Path("/etc/lark/agent.toml")
+BUILT_IN_SERVICE = "dns"
 MOST_SERVICES = 30
 """Services that the site can list: the datapath has a bit for each, and two of its own."""
 
@@ -250,6 +251,11 @@ class AgentSettings(Section, frozen=True):
         """Check that services can be told apart."""
         if len(self.services) > MOST_SERVICES:
             yield "services", f"{len(self.services)} services; at most {MOST_SERVICES} fit"
+        if BUILT_IN_SERVICE in self.services:
+            yield (
+                f"services.{BUILT_IN_SERVICE}",
+                "is built in: every job may ask its gateway for names; use another name",
+            )
         taken: dict[object, str] = {}
         for name, service in self.services.items():
             with contextlib.suppress(ValueError):  # its own table says so

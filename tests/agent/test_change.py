@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.agent.worker import ONCE, QUICK, Talker, drops, final, kill, records, until
+from tests.lab.filesystem import STATE
+from tests.lab.world import PROGRAMS
 
 if TYPE_CHECKING:
     import subprocess
@@ -86,6 +89,21 @@ def test_a_change_outlives_the_agent(lab: Lab) -> None:
     record = final(lab, job)
     assert drops(record) == {"class-denied": 2 * ONCE.packets}
     assert [each.setting for each in record.changes] == ["reach", "peers"]
+
+
+def test_a_class_that_is_gone_stands_in_no_ones_way(lab: Lab) -> None:
+    """A job may be changed though its plan names what the site has unlisted meanwhile."""
+    file, profile = STATE / "agent.toml", '[profiles.few]\nreach = ["campus", "other"]\n'
+    lab.path(file).write_text('default_profile = "few"\n' + QUICK + CLASSES + profile)
+    agent = lab.service([str(PROGRAMS / "lark-agent"), "run", "--config", str(file)])
+    talker = Talker(lab)
+    lab.path(file).write_text(QUICK)
+    agent.signal(signal.SIGHUP)
+    until(lambda: "reloaded" in agent.stderr, "a reload")
+    assert told(change(lab, talker.job.job_id, "peers=owner")) == [("root", "peers", "owner")]
+    talker.talk()
+    talker.end()
+    assert final(lab, talker.job.job_id).usage.sent == ONCE
 
 
 @pytest.mark.parametrize(
