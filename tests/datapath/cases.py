@@ -138,6 +138,7 @@ HOSTILE = [
     sent(ip6(ipv6(length=65)), DropReason.MALFORMED, "payload over frame", 104),
     sent(ip6(ipv6(version=4)), DropReason.MALFORMED, "version 4 in 6", 104),
     sent(ip6(ipv6(extension(59, 6), 0, length=0)), DropReason.MALFORMED, "rider", 96),
+    sent(ip6(ipv6(length=0)), DropReason.MALFORMED, "rider without options", 104),
     Case("cut fragment", Frame(ip4(ipv4(tcp(bytes(900)), TCP, fragment=185)), 300),
          DropReason.MALFORMED, Count(1, 940)),
     Case("cut icmp", Frame(ip4(ipv4(bytes(900), ICMP)), 300), DropReason.MALFORMED, Count(1, 920)),

@@ -112,7 +112,8 @@ ADDRESSES = (
 
 PARSING = (
     never("wrong checksum", "packet.h", "sum != 0xffff", ("checksum",)),
-    never("bytes that ride along", "packet.h", "!payload && ip.next != HEADER_NONE", ("rider",)),
+    never("bytes that ride along", "packet.h", "!payload && ip.next != HEADER_NONE",
+          ("rider without options",)),
     never("length beyond the frame", "packet.h", "h.total < h.repeated || h.total > room",
           ("total over frame",)),
     never("wrong version", "packet.h", "ip.version_and_class >> 4 != 6", ("version 4 in 6",)),
