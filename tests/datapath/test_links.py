@@ -320,3 +320,19 @@ def test_jobs_elsewhere_are_peers_by_their_address(judge: Judge) -> None:
             expected = None if agree else denied
             assert judge.sent(ip4(to)) is expected
             assert judge.received(back(ip4(of))) is expected
+
+
+def test_discovery_cannot_hide_behind_any_number_of_headers(judge: Judge) -> None:
+    """What is wrapped in more extension headers than are followed is dropped, lies or not."""
+    lie = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + socket.inet_pton(
+        socket.AF_INET6, "2001:db8::1"
+    )
+    for number in (1, 7, 8, 9, 20):
+        wrapped = extension(60) * (number - 1) + extension(ICMPV6) + lie + option(2)
+        frame = ip6(ipv6(wrapped, 60, JOB6, FAR6, hops=255))
+        judge.begin(LINK)
+        assert judge.sent(frame) is MALFORMED, number
+        judge.begin(PLAN)
+        datagram = extension(60) * (number - 1) + extension(UDP) + udp(bytes(8))
+        expected = None if number <= 8 else MALFORMED
+        assert judge.sent(ip6(ipv6(datagram, 60, JOB6, FAR6))) is expected, number
