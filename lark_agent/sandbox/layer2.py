@@ -32,7 +32,7 @@ import structlog
 from lark_agent.errors import KernelError, LarkError
 from lark_agent.linux import namespaces
 from lark_agent.linux.links import Links
-from lark_agent.sandbox import addressing, inside, leases, resolver
+from lark_agent.sandbox import addressing, inside, leases, nearby, resolver
 from lark_agent.sandbox.addressing import INSIDE, INSIDE_BASE, Address
 from lark_agent.sandbox.connectivity import Kind, Sandbox
 
@@ -134,6 +134,7 @@ class Layer2Driver:
             mac=addressing.mac_on_network(self._worker, slot), inside=self._port.inside,
         )  # fmt: skip
         try:
+            nearby.make_room(slot)
             namespaces.create(sandbox.name, self._prepare)
             sandbox = replace(sandbox, interface=self._port.plug(sandbox))
             self._guard.hang(sandbox)
@@ -188,6 +189,7 @@ class Layer2Driver:
         ipv6 = any(source.ipv6 for source in self._sources)
         autoconf = bool(self.upkeep & inside.Upkeep.ROUTER)
         inside.prepare(ipv6=ipv6, autoconf=autoconf)
+        nearby.limit()
         with Links() as links:
             links.up(links.index("lo"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -108,6 +109,23 @@ for address in sys.argv[1:]:
         writer.join()
 """
 
+# argv: prefix of a network, seconds. One datagram to as many of its addresses as the kernel takes,
+# by many sockets, because each has room for only so many that wait for their neighbour
+SPREAD = """
+import socket, sys, time
+sockets = [socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) for _ in range(200)]
+for each in sockets:
+    each.setblocking(False)
+print("spreading", flush=True)
+until, number = time.monotonic() + float(sys.argv[2]), 4096
+while time.monotonic() < until:
+    number += 1
+    try:
+        sockets[number % 200].sendto(b"x", (f"{sys.argv[1]}{number >> 16:x}:{number & 65535:x}", 9))
+    except OSError:
+        pass
+"""
+
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
@@ -193,6 +211,19 @@ def test_a_job_with_forged_addresses_reaches_nobody(lab: Lab) -> None:
     record = final(lab, job.job.job_id)
     assert drops(record).get("spoofed-address", 0) > 0
     assert record.usage.sent == Count()
+
+
+def test_a_job_that_calls_its_whole_network_deafens_nobody(lab: Lab) -> None:
+    """The kernel's neighbours are the worker's: while one job takes all, another finds its own."""
+    lab.agent(ON_LAB)
+    flood = lab.start_job(python(SPREAD, "2001:db8:20::", "60"))
+    until(lambda: "spreading" in flood.starter.stdout, "the flood")
+    time.sleep(1)
+    find = "import socket, sys; socket.create_connection((sys.argv[1], 7), 8)"
+    other = lab.start_job(python(find, SITE6), user="bob")
+    assert other.result().status == 0, other.result().stderr
+    flood.kill(9)
+    flood.result()
 
 
 def test_names_are_asked_where_the_network_says(lab: Lab) -> None:
