@@ -12,6 +12,10 @@ this very moment, or its broadcast, opens nothing. Services on the worker's loop
 resolver, are translated to 127.0.0.1 on the way in, the services' clients too: to them, jobs are
 local.
 
+The bridges of 802.1Q networks (`lark_agent.sandbox.vlan`) have a link-layer address like all
+bridges, and the worker forwards; so what hosts of such a network send to it is dropped, or it would
+lead them to the worker and beyond.
+
 The output chain keeps the worker's own multicast (membership reports, mDNS) off the sandboxes'
 links, where the datapath would count it as dropped for a job that has nothing to do with it.
 
@@ -48,6 +52,8 @@ if TYPE_CHECKING:
     from lark_agent.sandbox.services import Services
 
 
+VLAN_BRIDGES = "lkb"
+"""Start of the names of the bridges that 802.1Q networks are made of."""
 _OUTSIDE = f'iifname != {{ "{PREFIX}*", "lo" }}'
 _TELLING = {
     "postrouting": "vmap @slots4",
@@ -114,6 +120,7 @@ table inet {TABLE} {{
   }}
   chain input {{
     type filter hook input priority filter; policy accept;
+    iifname "{VLAN_BRIDGES}*" drop
     iifname != "{PREFIX}*" accept
     ct state established,related accept
     meta l4proto . th dport {{ {_ports(worker.services.ports)} }} accept
@@ -126,6 +133,7 @@ table inet {TABLE} {{
   }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    iifname "{VLAN_BRIDGES}*" oifname != "{VLAN_BRIDGES}*" drop
     iifname "{PREFIX}*" oifname "{PREFIX}*" accept
 {_forged(addressing)}
 {_pool(worker)}

@@ -20,6 +20,7 @@ from lark_agent.errors import KernelError, LarkError
 from lark_agent.linux import sysctl
 from lark_agent.linux.links import Links
 from lark_agent.sandbox.bridge import BridgePort
+from lark_agent.sandbox.firewall import VLAN_BRIDGES
 from lark_agent.sandbox.macvlan import parent_index
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from lark_agent.sandbox.connectivity import Sandbox
 
-_BRIDGE, _VLAN = "lkb", "lkv"
+_BRIDGE, _VLAN = VLAN_BRIDGES, "lkv"
 _OURS = re.compile(rf"{_BRIDGE}(\d+\.\d+)")
 _GROUP = 0x6C620000
 _building = threading.Lock()

@@ -141,6 +141,28 @@ def test_the_worker_does_not_become_its_neighbours_router(worker: tuple[Lab, Pro
     lab.run(["ip", "netns", "exec", "behind", "ping", "-c1", "-W2", "192.0.2.1"])
 
 
+def test_hosts_of_a_vlan_do_not_reach_the_worker_by_its_bridge(
+    worker: tuple[Lab, Process],
+) -> None:
+    """A host of an 802.1Q network that sends to the bridge's MAC reaches nothing, and nobody."""
+    lab, _ = worker
+    bridge = "lkb312.7"  # named as one that the agent makes; the host is a port like a VLAN's
+    lab.run(["ip", "netns", "add", "beside"])
+    for command in (
+        f"link add {bridge} type bridge", f"link set {bridge} up",
+        "link add port type veth peer name eth0 netns beside", f"link set port master {bridge} up",
+        "-n beside link set eth0 up", "-n beside address add 10.78.0.2/24 dev eth0",
+        "-n beside route add default via 10.78.0.1", f"route add 10.78.0.0/24 dev {bridge}",
+    ):  # fmt: skip
+        lab.run(["ip", *command.split()])
+    mac = lab.run(["cat", f"/sys/class/net/{bridge}/address"]).stdout.strip()
+    lab.run(f"ip -n beside neighbour add 10.78.0.1 lladdr {mac} dev eth0".split())
+    lab.run(["ip", "route", "add", "10.78.0.0/24", "via", "192.0.2.10"], host="router")
+    for address in ("192.0.2.10", "192.0.2.1"):  # the worker, and its router
+        ping = ["ip", "netns", "exec", "beside", "ping", "-c2", "-W1", address]
+        assert lab.run(ping, check=False).returncode == 1, address
+
+
 def test_forwarding_is_taken_back_at_the_end(lab: Lab) -> None:
     """An agent that stops without jobs leaves forwarding as it found it."""
     before = lab.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout
