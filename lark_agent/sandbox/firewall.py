@@ -12,6 +12,10 @@ this very moment, or its broadcast, opens nothing. Services on the worker's loop
 resolver, are translated to 127.0.0.1 on the way in, the services' clients too: to them, jobs are
 local.
 
+Connection tracking has room for so many connections of the whole worker, and a job needs but one
+port to open any number. So each sandbox has an equal share (`ct count`), and what it begins beyond
+that is dropped: jobs together cannot shut others out, nor the worker.
+
 The bridges of 802.1Q networks (`lark_agent.sandbox.vlan`) have a link-layer address like all
 bridges, and the worker forwards; so what hosts of such a network send to it is dropped, or it would
 lead them to the worker and beyond.
@@ -75,6 +79,8 @@ class Worker:
     closed: Collection[str] = ()
     """Families (ipv4, ipv6) for which this worker forwards only because of us: there, nobody beyond
     the uplink may use it as a router."""
+    connections: int = 262_144
+    """Room in the kernel's table; each sandbox may take an equal share, and the worker one."""
     pool: Collection[str] = ()
     """Networks of the pool's jobs: which of them may reach which, the datapath decides."""
 
@@ -91,6 +97,7 @@ def ruleset(addressing: Addressing, worker: Worker, openings: Mapping[str, Itera
     )
     sets = "\n".join(f"  {text}{_listed(openings.get(key, ()))} }}" for key, text in SETS.items())
     slots = range(addressing.slots)
+    share = max(1, worker.connections // (addressing.slots + 1))
     chains = "\n".join(_block(addressing, slot) for slot in slots)
     jumps4 = ", ".join(f"{addressing.ipv4(slot)} : goto {name(slot)}" for slot in slots)
     jumps6 = ", ".join(f"{addressing.ipv6(slot)} : goto {name(slot)}" for slot in slots)
@@ -103,6 +110,12 @@ table inet {TABLE} {{
 {sets}
   map slots4 {{ type ipv4_addr : verdict; elements = {{ {jumps4} }}; }}
   map slots6 {{ type ipv6_addr : verdict; elements = {{ {jumps6} }}; }}
+  set count4 {{ type ipv4_addr; size {addressing.slots * 2}; flags dynamic; }}
+  set count6 {{ type ipv6_addr; size {addressing.slots * 2}; flags dynamic; }}
+  chain share {{
+    add @count4 {{ ip saddr ct count over {share} }} counter drop
+    add @count6 {{ ip6 saddr ct count over {share} }} counter drop
+  }}
   chain postrouting {{
     type nat hook postrouting priority srcnat; policy accept;
     oifname != "{PREFIX}*" ip saddr vmap @slots4
@@ -123,6 +136,7 @@ table inet {TABLE} {{
     iifname "{VLAN_BRIDGES}*" drop
     iifname != "{PREFIX}*" accept
     ct state established,related accept
+    jump share
     meta l4proto . th dport {{ {_ports(worker.services.ports)} }} accept
     counter drop
   }}
@@ -134,6 +148,7 @@ table inet {TABLE} {{
   chain forward {{
     type filter hook forward priority filter; policy accept;
     iifname "{VLAN_BRIDGES}*" oifname != "{VLAN_BRIDGES}*" drop
+    iifname "{PREFIX}*" ct state new jump share
     iifname "{PREFIX}*" oifname "{PREFIX}*" accept
 {_forged(addressing)}
 {_pool(worker)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lark_agent.linux import nftables, uplink
+from lark_agent.linux import nftables, sysctl, uplink
 from lark_agent.sandbox import firewall, resolver
 from lark_agent.sandbox.openings import Openings
 
@@ -95,7 +95,7 @@ class WorkerSide:
     def _write_firewall(self) -> None:
         worker = firewall.Worker(
             self._services, self.resolver.stub, self._veths.uplink.interface, self._opened(),
-            self._pool,
+            int(sysctl.read("net/netfilter/nf_conntrack_max") or 262_144), self._pool,
         )  # fmt: skip
         nftables.run(firewall.ruleset(self._numbers, worker, self.openings.elements))
 

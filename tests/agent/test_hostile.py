@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agent.worker import ONCE, QUICK, Talker, drops, final
+from tests.agent.worker import ONCE, QUICK, Talker, drops, final, python, until
 from tests.lab.capture import Capture, flows
 from tests.lab.filesystem import ROOT
 from tests.lab.topology import CAMPUS, INTERNET, WORKER
@@ -48,6 +48,17 @@ REFUSED = (
     "enter_worker", "source_route",
 )  # fmt: skip
 """What the kernel refuses to anybody but the worker's own root."""
+
+CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack_"
+# argv: address, number of connections. All of them from one port
+FLOOD = """
+import socket, sys, time
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for number in range(int(sys.argv[2])):
+    sock.sendto(b"x", (sys.argv[1], 20_000 + number))
+print("flooded", flush=True)
+time.sleep(60)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +143,20 @@ def test_floods_cost_others_nothing(world: Lab, name: str) -> None:
     other.end()
     assert final(world, other.job.job_id).usage.sent == ONCE
     assert neighbours(world) <= before + 4 * 16, "neighbour entries grew beyond the sandboxes' own"
+
+
+def test_connections_are_shared_out(world: Lab) -> None:
+    """A job gets its share of the worker's connections and no more, from however few ports."""
+    most = int(world.run(["cat", CONNTRACK + "max"]).stdout)
+    share = most // (16 + 1)  # of each sandbox, and the worker
+    job = world.start_job(python(FLOOD, CAMPUS.ipv4, str(share * 3 // 2)))
+    until(lambda: "flooded" in job.starter.stdout, "the flood")
+    taken = int(world.run(["cat", CONNTRACK + "count"]).stdout)
+    fetched = world.job(["curl", "-sS", "-o", "/dev/null", f"http://{CAMPUS.ipv4}/bytes/1000"])
+    assert fetched.status == 0, fetched.stderr
+    job.kill(9)
+    job.result()
+    assert share <= taken < share * 5 // 4
 
 
 def neighbours(lab: Lab) -> int:
