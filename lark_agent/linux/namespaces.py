@@ -79,6 +79,14 @@ def names(prefix: str) -> list[str]:
     return sorted(entry.name for entry in DIRECTORY.iterdir() if entry.name.startswith(prefix))
 
 
+def exists(name: str) -> bool:
+    """Tell whether a namespace is mounted there; a kill can leave the name alone, a plain file."""
+    try:
+        return path(name).stat().st_dev != DIRECTORY.stat().st_dev
+    except FileNotFoundError:
+        return False
+
+
 def identity(of: str | Path | int) -> tuple[int, int]:
     """Device and inode: two descriptors or paths with equal identity are the same namespace."""
     facts = os.stat(of)  # noqa: PTH116  takes descriptors too

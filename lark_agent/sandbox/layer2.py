@@ -222,7 +222,7 @@ def delete_inside(sandboxes: Sequence[Sandbox]) -> list[LarkError]:
     problems: list[LarkError] = []
     for sandbox in sandboxes:
         try:
-            if namespaces.path(sandbox.name).exists():
+            if namespaces.exists(sandbox.name):
                 namespaces.run_inside(sandbox.name, _delete_eth0)
         except (LarkError, OSError) as error:
             problems.append(KernelError(f"deleting eth0 of {sandbox.name}", str(error)))

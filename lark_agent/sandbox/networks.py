@@ -119,7 +119,7 @@ def found_on_network(slot: int) -> Sandbox | None:
     with Links() as links:
         host_end = links.index(addressing.port_name(slot))
     own = 0
-    if namespaces.path(addressing.name(slot)).exists():
+    if namespaces.exists(addressing.name(slot)):
         own = namespaces.run_inside(addressing.name(slot), _own_index)
     if own >= INSIDE_BASE:
         kind = Connectivity.OVS if host_end else Connectivity.MACVLAN

@@ -114,6 +114,15 @@ def _settled(lab: Lab, config: str, number: int) -> Process:
     return agent
 
 
+def test_a_name_without_a_namespace_stops_no_agent(lab: Lab) -> None:
+    """What an agent leaves that is killed between making a name and its namespace is cleared."""
+    lab.run(["mkdir", "-p", "/run/netns"])
+    lab.run(["touch", "/run/netns/lark2", "/run/netns/lark9"])
+    lab.agent(QUICK)
+    assert lab.job(["true"]).status == 0
+    until(lambda: "lark9" not in sandboxes(lab), "the name to go")
+
+
 def test_an_agent_stopped_while_it_builds_leaves_nothing(lab: Lab) -> None:
     """SIGTERM in the middle of filling the pool takes down what is being built, too."""
     for _ in range(3):
