@@ -153,9 +153,8 @@ INLINE int decide(struct __sk_buff *skb, enum direction direction)
 	else if (verdict == PASS)
 		verdict = admit_bare(own, &p, direction, &row);
 	row = row < CLASSES ? row : 0; /* for the verifier */
-	if (verdict == PASS)
-		verdict = charge(slot, own, &p, direction, row);
-
+	if (verdict == PASS && own->quotas[0].quota && charge(slot, direction, row, p.bytes) != PASS)
+		verdict = QUOTA_DENIED;
 	if (verdict == PASS) {
 		add_atomically(&usage_here->of[row][direction], &p);
 		return ALLOW;

@@ -116,7 +116,7 @@ INLINE int finish(struct __sk_buff *skb, __u32 slot, const struct plan *own,
 {
 	if (direction == SENT && p->type != TYPE_ARP && mark(skb, own, p) != PASS)
 		return MALFORMED;
-	if (charge(slot, own, p, direction, row) != PASS)
+	if (own->quotas[0].quota && charge(slot, direction, row, p->bytes) != PASS)
 		return QUOTA_DENIED;
 	if (direction == SENT && row != NON_IP && (own->flags & PLAN_LINK))
 		note_sent(slot, own, p);

@@ -15,12 +15,14 @@
 #include <uapi/linux/bpf.h>
 #include <uapi/linux/pkt_cls.h>
 #define SECTION(name)
+#define SUBPROGRAM INLINE /* bcc knows no other */
 #else
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 #define SECTION(name) SEC(name)
+#define SUBPROGRAM __attribute__((noinline))
 #endif
 
 #define INLINE static inline __attribute__((always_inline))

@@ -4,10 +4,10 @@ Both get a directory where the maps are pinned already and pin the programs into
 made the maps (`lark_agent.datapath.pins`), so the loaders cannot disagree about their sizes, and a
 worker may go from one loader to the other without losing a counter.
 
-* **libbpf** loads job.bpf.o, which clang compiled when the package was built: a few milliseconds,
-  in this process.
+* **libbpf** loads job.bpf.o, which clang compiled when the package was built: half a second of the
+  kernel's verifier, in this process.
 * **bcc** compiles the same source on this worker, for a machine that has no matching object or a
-  site that edits the program: about a second and 130 MB, in a child (`bcc_child.py`), so that
+  site that edits the program: some seconds and 130 MB, in a child (`bcc_child.py`), so that
   neither stays. That fork is the one exception to the rule that the agent never forks for the
   kernel; it happens once, at start, before any thread of grpc exists.
 """

@@ -30,7 +30,7 @@ INLINE void exceed(__u32 slot, __u32 index, const struct quota *quota, struct qu
 }
 
 /* Whether the quotas let a packet through, before anything is charged. */
-INLINE int check_quotas(__u32 slot, const struct plan *own, const struct packet *p,
+INLINE int check_quotas(__u32 slot, const struct plan *own, __u64 bytes,
 			enum direction direction, __u32 row)
 {
 #pragma clang loop unroll(full)
@@ -54,7 +54,7 @@ INLINE int check_quotas(__u32 slot, const struct plan *own, const struct packet 
 			continue;
 		if (used->exceeded == quota->round)
 			return QUOTA_DENIED;
-		if (used->bytes + p->bytes > quota->limit) {
+		if (used->bytes + bytes > quota->limit) {
 			exceed(slot, index, quota, used);
 			return QUOTA_DENIED;
 		}
@@ -63,7 +63,7 @@ INLINE int check_quotas(__u32 slot, const struct plan *own, const struct packet 
 }
 
 /* Charge a packet; returns how many quotas have been charged until one was full. */
-INLINE int charge_each(__u32 slot, const struct plan *own, const struct packet *p,
+INLINE int charge_each(__u32 slot, const struct plan *own, __u64 bytes,
 		       enum direction direction, __u32 row, int *full)
 {
 #pragma clang loop unroll(full)
@@ -81,7 +81,7 @@ INLINE int charge_each(__u32 slot, const struct plan *own, const struct packet *
 		used = find_quota_used(&index);
 		if (!quota || !used)
 			continue;
-		__sync_fetch_and_add(&used->bytes, p->bytes);
+		__sync_fetch_and_add(&used->bytes, bytes);
 		if (*(volatile __u64 *)&used->bytes <= quota->limit)
 			continue;
 		exceed(slot, index, quota, used);
@@ -93,8 +93,8 @@ INLINE int charge_each(__u32 slot, const struct plan *own, const struct packet *
 	return QUOTAS;
 }
 
-INLINE void take_back(const struct plan *own, const struct packet *p, enum direction direction,
-		      __u32 row, int charged)
+INLINE void take_back(const struct plan *own, __u64 bytes, enum direction direction, __u32 row,
+		      int charged)
 {
 #pragma clang loop unroll(full)
 	for (int i = 0; i < QUOTAS; i++) {
@@ -106,24 +106,26 @@ INLINE void take_back(const struct plan *own, const struct packet *p, enum direc
 			return;
 		used = find_quota_used(&index);
 		if (used && is_charged(use, direction, row))
-			__sync_fetch_and_add(&used->bytes, -(__u64)p->bytes);
+			__sync_fetch_and_add(&used->bytes, -bytes);
 	}
 }
 
-/* Charge a packet that may pass otherwise. Without quotas it costs one comparison. */
-INLINE int charge(__u32 slot, const struct plan *own, const struct packet *p,
-		  enum direction direction, __u32 row)
+/*
+ * Charge a packet that may pass otherwise. Loops over a plan's quotas multiply the ways through the
+ * program, and the verifier walks each way to the end for every way that leads here: two seconds of
+ * it at each start. As a function of its own (SUBPROGRAM) it is walked once, whoever calls.
+ */
+SUBPROGRAM int charge(__u32 slot, enum direction direction, __u32 row, __u64 bytes)
 {
+	struct plan *own = find_plan(&slot);
 	int full = 0, charged;
 
-	if (!own->quotas[0].quota)
-		return PASS;
-	if (check_quotas(slot, own, p, direction, row) != PASS)
+	if (!own || check_quotas(slot, own, bytes, direction, row) != PASS)
 		return QUOTA_DENIED;
-	charged = charge_each(slot, own, p, direction, row, &full);
+	charged = charge_each(slot, own, bytes, direction, row, &full);
 	if (!full)
 		return PASS;
-	take_back(own, p, direction, row, charged);
+	take_back(own, bytes, direction, row, charged);
 	return QUOTA_DENIED;
 }
 

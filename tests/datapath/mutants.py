@@ -262,7 +262,7 @@ LIMITS = (
           test_marks.test_dscp_of_ipv4),
     Mutant("forged flow label", "mark.h", "word & 0xf0300000", "word & 0xf03fffff",
            test_marks.test_dscp_and_flow_label_of_ipv6),
-    never("quota", "job.bpf.c", "charge(slot, own, p, direction, row) != PASS",
+    never("quota", "job.bpf.c", "charge(slot, direction, row, p->bytes) != PASS",
           test_quotas.test_the_packet_that_would_pass_the_limit_is_dropped, loader="libbpf"),
     never("cut all", "quota.h", "quota->action == CUT_ALL && used->exceeded == quota->round",
           test_quotas.test_cutting_all_cuts_every_class_and_every_job_of_the_quota),

@@ -2,8 +2,7 @@
 
 One object holds every mutant: where a guard stands, it asks a constant which one it is without. The
 constant is written into a copy of the object before it is loaded, so the kernel's verifier sees a
-single mutant and a compiler has run once. Tests that are not about quotas load it without them,
-because most of what the verifier looks at is their loops.
+single mutant and a compiler has run once.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import pytest
 
 from lark_agent.datapath import Datapath, loaders
 from setup import compile_bpf
-from tests.datapath import test_quotas
 from tests.datapath.cases import HOSTILE, INBOUND, SIZES
 from tests.datapath.mutants import MUTANTS
 from tests.datapath.test_verdicts import misjudged, prepare
@@ -27,12 +25,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.root
 
-NOBODY, WITH_QUOTAS = 0x6D757461, 0x71756F74  # as compiled: found and overwritten in the object
-CONSTANTS = f"""
+NOBODY = 0x6D757461  # as compiled: found and overwritten in the object
+CONSTANT = f"""
 const volatile __u32 mutant = {NOBODY:#x};
-const volatile __u32 with_quotas = {WITH_QUOTAS:#x};
 #define CLASSES 16"""
-NO_QUOTA = "!own->quotas[0].quota"
 
 
 def replaced(text: str, before: str, after: str, where: str) -> str:
@@ -47,8 +43,7 @@ def every_mutant(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     for pattern in ("*.c", "*.h"):
         for source in loaders.SOURCE.parent.glob(pattern):
             shutil.copy(source, directory)
-    changes = [("layout.h", "\n#define CLASSES 16", CONSTANTS),
-               ("quota.h", NO_QUOTA, f"!with_quotas || {NO_QUOTA}")]  # fmt: skip
+    changes = [("layout.h", "\n#define CLASSES 16", CONSTANT)]
     for number, each in enumerate(MUTANTS):
         guarded = f"{each.before}(mutant == {number} ? ({each.instead}) : ({each.guard}))"
         changes.append((each.file, each.before + each.guard, guarded))
@@ -62,13 +57,11 @@ def every_mutant(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (directory / "job.bpf.o").read_bytes()
 
 
-def single(built: bytes, number: int, *, quotas: bool) -> bytes:
+def single(built: bytes, number: int) -> bytes:
     """Return the object with one mutant chosen."""
-    for placeholder, value in ((NOBODY, number), (WITH_QUOTAS, int(quotas))):
-        before = struct.pack("=I", placeholder)
-        assert built.count(before) == 1
-        built = built.replace(before, struct.pack("=I", value))
-    return built
+    placeholder = struct.pack("=I", NOBODY)
+    assert built.count(placeholder) == 1
+    return built.replace(placeholder, struct.pack("=I", number))
 
 
 def failing(datapath: Datapath, bench: int) -> set[str]:
@@ -79,14 +72,13 @@ def failing(datapath: Datapath, bench: int) -> set[str]:
     return {case.name for case in out + back}
 
 
-@pytest.mark.parametrize("quotas", [False, True], ids=["without-quotas", "with-quotas"])
 def test_with_all_guards_the_programs_are_the_ordinary_ones(
-    every_mutant: bytes, quotas: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    every_mutant: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
     """A way around that nobody takes changes nothing: what fails below fails for its mutant."""
     built = tmp_path / "job.bpf.o"
-    built.write_bytes(single(every_mutant, len(MUTANTS), quotas=quotas))
+    built.write_bytes(single(every_mutant, len(MUTANTS)))
     monkeypatch.setattr(loaders, "OBJECT", built)
     datapath, bench = (request.getfixturevalue(name) for name in ("datapath", "bench"))
     assert failing(datapath, bench) == set()
@@ -101,9 +93,8 @@ def test_without_its_guard_an_attack_is_noticed(
 ) -> None:  # fmt: skip
     """What holds an attack off is seen to do so: the ordinary test fails when it is gone."""
     test, given = MUTANTS[number].test, dict(MUTANTS[number].given)
-    quotas = not isinstance(test, tuple) and test.__module__ == test_quotas.__name__
     built = tmp_path / "job.bpf.o"
-    built.write_bytes(single(every_mutant, number, quotas=quotas))
+    built.write_bytes(single(every_mutant, number))
     monkeypatch.setattr(loaders, "OBJECT", built)
     if isinstance(test, tuple):
         datapath, bench = (request.getfixturevalue(name) for name in ("datapath", "bench"))
