@@ -50,7 +50,7 @@ M = 10**6
 FILE = STATE / "agent.toml"
 URL = f"http://{CAMPUS.ipv4}"
 LENGTH = "-H Content-Length:{} -H Transfer-Encoding: -H Expect:"
-UP = f"exec curl -sSf -T - {LENGTH.format(10**9)} {URL}/up < /dev/zero"
+UP = f"exec curl -sSf -T - {LENGTH.format(10**12)} {URL}/up < /dev/zero"
 DEVICES = {"larkup", "larkdown"}
 UPLINK = '[uplink]\nrate = "40 Mbit/s"\n'
 TIMED = f"""
