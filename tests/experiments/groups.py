@@ -31,7 +31,7 @@ def run(seconds: float = 12.0) -> Outcome:
     checks: list[Check] = []
     for title, policy in (("without management", ""), ("queues of 250 and 100 Mbit/s", MANAGED)):
         lines: list[Line] = []
-        with Testbed(policy, LINK) as bed:
+        with Testbed(policy, LINK if policy else UPLINK) as bed:
             flows = {
                 f"{queue} {number + 1}": (bed.upload(seconds=seconds, ad={"Kind": queue}), queue)
                 for number in range(JOBS)

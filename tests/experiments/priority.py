@@ -59,7 +59,7 @@ def times(policy: str, octets: int, others: tuple[int, ...]) -> dict[int, float]
     """Return the seconds that the upload took beside each number of others."""
     found = {}
     for number in others:
-        with Testbed(policy, LINK, WIDE) as bed:
+        with Testbed(policy, LINK if policy else UPLINK, WIDE) as bed:
             bulk = [bed.upload(seconds=3600, ad={"Kind": "bulk"}) for _ in range(number)]
             bed.wait_connected(*bulk)
             time.sleep(SETTLING_SECONDS if bulk else 0)

@@ -41,7 +41,7 @@ APART_SECONDS = 4.0
 
 def run(seconds: float = 14.0) -> Outcome:
     """Run all three; each lasts about `seconds`."""
-    with Testbed("", LINK, WIDE) as bed:
+    with Testbed("", UPLINK, WIDE) as bed:
         without, few = together(bed, seconds, promised=False)
     with Testbed(MANAGED, LINK, WIDE) as bed:
         guaranteed, kept = together(bed, seconds, promised=True)

@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(traffic.__file__).read_text()
 UPLINK = "1 Gbit/s"
-"""What all jobs together may use, in policies of managed runs."""
-LINK = "1.05 Gbit/s"
-"""The link itself, with management and without. It is 5 % faster than what the worker gives out, as
-the queue for downloads must form in the worker: on a link that is exactly as fast, it would form at
-the router, which knows no jobs. A site sets `[uplink] rate` below its line for the same reason."""
+"""What all jobs together may use: by `[uplink] rate` with management, by the link without."""
+LINK = "1.2 Gbit/s"
+"""The link of managed runs. It is faster than what the worker gives out, as the queue for downloads
+must form in the worker: on a link that is exactly as fast, it would form at the router, which knows
+no jobs. What has queued there nevertheless, as when streams begin, drains with the difference."""
 FIRST_PORT = 20000
 NARROW, WIDE = "4096 65536 131072", "4096 524288 524288"
 """Of the far host's TCP (net.ipv4.tcp_rmem, tcp_wmem): twice the lab's, and eight times."""
