@@ -13,20 +13,14 @@
  * It allocates nothing and reads no file. A failure in any stage drops the capabilities before a
  * word is said, since the error file is the user's to name. */
 #define _GNU_SOURCE
-#include "run.h"
+#include "inside.h"
 #include <linux/capability.h>
-#include <linux/magic.h>
-#include <linux/nsfs.h>
 #include <poll.h>
-#include <sched.h>
-#include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/personality.h>
-#include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <time.h>
 
-enum { REPLY_MAX = 1024, GRANTED = 0, BIND_RESOLVER = 1, STAY = 2 };
+enum { REPLY_MAX = 1024, GRANTED = 0 };
 static int granted_by = -1; /* the agent's socket, once it holds a sandbox for us */
 
 /* Drop every capability. Inheritable and bounding set stay as the user had them, except root's:
@@ -151,73 +145,6 @@ static int receive_namespace(int agent, uint32_t *flags)
 		refuse("the agent set a flag that this lark-run does not know; update lark-run");
 	*flags = head[8] | own_resolver << 16;
 	return namespace;
-}
-
-/* Make sure that it is a network namespace, and tell whether it is the one that we are in. */
-static bool is_here(int namespace)
-{
-	struct statfs filesystem;
-	struct stat given, current;
-
-	if (fstatfs(namespace, &filesystem) == -1 || filesystem.f_type != NSFS_MAGIC
-	    || ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET)
-		refuse("the agent granted no network namespace; " ADVICE);
-	if (fstat(namespace, &given) == -1 || stat("/proc/self/ns/net", &current) == -1)
-		refuse("cannot compare network namespaces: %m; is /proc mounted?");
-	return given.st_ino == current.st_ino && given.st_dev == current.st_dev;
-}
-
-static void mount_or_die(const char *what, const char *on, const char *type, unsigned long flags)
-{
-	if (mount(what, on, type, flags, NULL) == -1) /* CAP_SYS_ADMIN: mount */
-		refuse("cannot mount %s on %s: %m; " ADVICE, what, on);
-}
-
-/* Show the sandbox's interfaces under /sys, keeping what the host has mounted below it for jobs. */
-static void renew_sys(void)
-{
-	static const char *const below[] = {"/sys/fs/cgroup", "/sys/fs/fuse/connections",
-		"/sys/fs/selinux", "/sys/kernel/security"};
-	enum { BELOW = sizeof below / sizeof *below };
-	const unsigned long kept = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC; /* as ST_* */
-	struct stat sys, mounted;
-	struct statfs old;
-	int held[BELOW];
-
-	if (statfs("/sys", &old) == -1 || old.f_type != SYSFS_MAGIC || stat("/sys", &sys) == -1)
-		return; /* nothing there that shows the host's interfaces */
-	for (int i = 0; i < BELOW; i++) {
-		held[i] = open(below[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
-		if (held[i] == -1 ? errno != ENOENT : fstat(held[i], &mounted) == -1)
-			refuse("cannot hold %s: %m; raise the limit of open files", below[i]);
-		if (held[i] != -1 && mounted.st_dev == sys.st_dev)
-			held[i] = -1; /* nothing mounted there; closed at exec */
-	}
-	mount_or_die("sysfs", "/sys", "sysfs", (unsigned long)old.f_flags & kept);
-	for (int i = 0; i < BELOW; i++) {
-		char from[32];
-		snprintf(from, sizeof from, "/proc/self/fd/%d", held[i]);
-		if (held[i] != -1)
-			mount_or_die(from, below[i], NULL, MS_BIND | MS_REC);
-	}
-}
-
-/* Enter the sandbox, with mounts that show it. */
-static void enter(int namespace, uint32_t flags)
-{
-	struct stat resolver;
-	char file[sizeof "/run/lark/resolv.conf.65535"] = "/run/lark/resolv.conf";
-
-	if (setns(namespace, CLONE_NEWNET) == -1) /* CAP_SYS_ADMIN: enter a namespace */
-		refuse("cannot enter the sandbox: %m; is the job in a user namespace?");
-	if (unshare(CLONE_NEWNS) == -1) /* CAP_SYS_ADMIN: a mount namespace */
-		refuse("cannot make a mount namespace: %m; check user.max_mnt_namespaces");
-	mount_or_die("none", "/", NULL, MS_REC | MS_SLAVE); /* the host's later mounts arrive */
-	renew_sys();
-	if (flags >> 16) /* the network of this sandbox has resolvers of its own */
-		(void)snprintf(file, sizeof file, "/run/lark/resolv.conf.%u", (flags >> 16) - 1);
-	if (flags & BIND_RESOLVER && stat("/etc/resolv.conf", &resolver) == 0)
-		mount_or_die(file, "/etc/resolv.conf", NULL, MS_BIND);
 }
 
 /* Give back what "secure execution" took. All of it is the user's to set. */
