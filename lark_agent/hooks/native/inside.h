@@ -4,15 +4,13 @@
  * The network namespace is entered, and in a mount namespace of its own the process gets what
  * shows it: a sysfs on /sys, the agent's resolv.conf. Anything that fails refuses the job. */
 #pragma once
-#include "run.h"
+#include "answer.h"
 #include <linux/magic.h>
 #include <linux/nsfs.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/statfs.h>
-
-enum { BIND_RESOLVER = 1, STAY = 2 }; /* flags of the agent's answer */
 
 /* Make sure that it is a network namespace, and tell whether it is the one that we are in. */
 static bool is_here(int namespace)
