@@ -13,21 +13,12 @@
  * It allocates nothing and reads no file. A failure in any stage drops the capabilities before a
  * word is said, since the error file is the user's to name. */
 #define _GNU_SOURCE
-#include "run.h"
+#include "answer.h"
+#include "inside.h"
+#include "last-words.h"
 #include <linux/capability.h>
-#include <linux/magic.h>
-#include <linux/nsfs.h>
-#include <poll.h>
-#include <sched.h>
-#include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/personality.h>
-#include <sys/statfs.h>
 #include <sys/syscall.h>
-#include <time.h>
-
-enum { REPLY_MAX = 1024, GRANTED = 0, BIND_RESOLVER = 1, STAY = 2 };
-static int granted_by = -1; /* the agent's socket, once it holds a sandbox for us */
 
 /* Drop every capability. Inheritable and bounding set stay as the user had them, except root's:
  * those would give everything back at exec. The kernel empties the ambient set by itself. */
@@ -89,135 +80,6 @@ static void check_capability(void)
 	      "system without it (HTCondor: DISABLE_SETUID, systemd: NoNewPrivileges)"
 	    : "lark-enter has no capability; `setcap cap_sys_admin+ep lark-enter`, on a file "
 	      "system mounted without nosuid, and do not trace it");
-}
-
-/* Refuse every socket but one to the agent: opened for listening by root, under the one name. */
-static void check_agent(int fd)
-{
-	struct sockaddr_un peer = {0};
-	struct ucred owner = {.uid = (uid_t)-1};
-	int type = 0;
-	socklen_t peer_size = sizeof peer, owner_size = sizeof owner, type_size = sizeof type;
-
-	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_size) == -1 || type != SOCK_SEQPACKET
-	    || getpeername(fd, (struct sockaddr *)&peer, &peer_size) == -1
-	    || peer.sun_family != AF_UNIX
-	    || strncmp(peer.sun_path, AGENT_SOCKET, sizeof peer.sun_path) != 0)
-		refuse("descriptor %d is not a connection to " AGENT_SOCKET "; run lark-run", fd);
-	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &owner, &owner_size) == -1 || owner.uid != 0)
-		refuse("the agent at " AGENT_SOCKET " is user %u, not root; " ADVICE, owner.uid);
-}
-
-/* Wait for the answer; return the namespace it grants and the flags with it. */
-static int receive_namespace(int agent, uint32_t *flags)
-{
-	char reply[REPLY_MAX + 1] = {0};
-	union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof(int))]; } control;
-	struct iovec data = {reply, REPLY_MAX};
-	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
-		.msg_controllen = sizeof control};
-	struct timespec now, start;
-	struct pollfd wait = {.fd = agent, .events = POLLIN};
-	ssize_t size;
-
-	clock_gettime(CLOCK_MONOTONIC, &start);
-	do { /* signals interrupt; others with this socket may take what poll saw; an agent that
-	      * closes without reading what we asked resets, its answer comes after that */
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		time_t left = start.tv_sec + WAIT_SECONDS - now.tv_sec;
-		if (poll(&wait, 1, left > 0 ? (int)left * 1000 : 0) == 0)
-			refuse("no answer from the agent in %d s; " ADVICE, WAIT_SECONDS);
-		size = recvmsg(agent, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-	} while (size == -1 && (errno == EINTR || errno == EAGAIN || errno == ECONNRESET));
-	if (size <= 0)
-		refuse(size ? "no answer from the agent: %m; " ADVICE
-		    : "no answer from the agent: it closed the connection; " ADVICE);
-	const uint8_t *head = (const uint8_t *)reply;
-	int status = head[6] | head[7] << 8, namespace = -1;
-	if (size < 8 || memcmp(reply, "LARK\1", 6) != 0 || message.msg_flags & MSG_TRUNC)
-		refuse("the agent's answer is not of this version; restart lark-agent");
-	if (status != GRANTED)
-		refuse("refused by the agent: %s", reply + 8);
-	granted_by = agent;
-	if (message.msg_controllen >= sizeof control.header
-	    && control.header.cmsg_type == SCM_RIGHTS
-	    && control.header.cmsg_len == CMSG_LEN(sizeof namespace))
-		memcpy(&namespace, CMSG_DATA(&control.header), sizeof namespace);
-	if (size != 12 || message.msg_flags & MSG_CTRUNC || namespace == -1)
-		refuse("the agent granted something else than one namespace; " ADVICE);
-	uint32_t own_resolver = (uint32_t)(head[10] | head[11] << 8);
-	if (head[8] & ~(BIND_RESOLVER | STAY) || head[9]
-	    || (own_resolver && !(head[8] & BIND_RESOLVER)))
-		refuse("the agent set a flag that this lark-run does not know; update lark-run");
-	*flags = head[8] | own_resolver << 16;
-	return namespace;
-}
-
-/* Make sure that it is a network namespace, and tell whether it is the one that we are in. */
-static bool is_here(int namespace)
-{
-	struct statfs filesystem;
-	struct stat given, current;
-
-	if (fstatfs(namespace, &filesystem) == -1 || filesystem.f_type != NSFS_MAGIC
-	    || ioctl(namespace, NS_GET_NSTYPE) != CLONE_NEWNET)
-		refuse("the agent granted no network namespace; " ADVICE);
-	if (fstat(namespace, &given) == -1 || stat("/proc/self/ns/net", &current) == -1)
-		refuse("cannot compare network namespaces: %m; is /proc mounted?");
-	return given.st_ino == current.st_ino && given.st_dev == current.st_dev;
-}
-
-static void mount_or_die(const char *what, const char *on, const char *type, unsigned long flags)
-{
-	if (mount(what, on, type, flags, NULL) == -1) /* CAP_SYS_ADMIN: mount */
-		refuse("cannot mount %s on %s: %m; " ADVICE, what, on);
-}
-
-/* Show the sandbox's interfaces under /sys, keeping what the host has mounted below it for jobs. */
-static void renew_sys(void)
-{
-	static const char *const below[] = {"/sys/fs/cgroup", "/sys/fs/fuse/connections",
-		"/sys/fs/selinux", "/sys/kernel/security"};
-	enum { BELOW = sizeof below / sizeof *below };
-	const unsigned long kept = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC; /* as ST_* */
-	struct stat sys, mounted;
-	struct statfs old;
-	int held[BELOW];
-
-	if (statfs("/sys", &old) == -1 || old.f_type != SYSFS_MAGIC || stat("/sys", &sys) == -1)
-		return; /* nothing there that shows the host's interfaces */
-	for (int i = 0; i < BELOW; i++) {
-		held[i] = open(below[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
-		if (held[i] == -1 ? errno != ENOENT : fstat(held[i], &mounted) == -1)
-			refuse("cannot hold %s: %m; raise the limit of open files", below[i]);
-		if (held[i] != -1 && mounted.st_dev == sys.st_dev)
-			held[i] = -1; /* nothing mounted there; closed at exec */
-	}
-	mount_or_die("sysfs", "/sys", "sysfs", (unsigned long)old.f_flags & kept);
-	for (int i = 0; i < BELOW; i++) {
-		char from[32];
-		snprintf(from, sizeof from, "/proc/self/fd/%d", held[i]);
-		if (held[i] != -1)
-			mount_or_die(from, below[i], NULL, MS_BIND | MS_REC);
-	}
-}
-
-/* Enter the sandbox, with mounts that show it. */
-static void enter(int namespace, uint32_t flags)
-{
-	struct stat resolver;
-	char file[sizeof "/run/lark/resolv.conf.65535"] = "/run/lark/resolv.conf";
-
-	if (setns(namespace, CLONE_NEWNET) == -1) /* CAP_SYS_ADMIN: enter a namespace */
-		refuse("cannot enter the sandbox: %m; is the job in a user namespace?");
-	if (unshare(CLONE_NEWNS) == -1) /* CAP_SYS_ADMIN: a mount namespace */
-		refuse("cannot make a mount namespace: %m; check user.max_mnt_namespaces");
-	mount_or_die("none", "/", NULL, MS_REC | MS_SLAVE); /* the host's later mounts arrive */
-	renew_sys();
-	if (flags >> 16) /* the network of this sandbox has resolvers of its own */
-		(void)snprintf(file, sizeof file, "/run/lark/resolv.conf.%u", (flags >> 16) - 1);
-	if (flags & BIND_RESOLVER && stat("/etc/resolv.conf", &resolver) == 0)
-		mount_or_die(file, "/etc/resolv.conf", NULL, MS_BIND);
 }
 
 /* Give back what "secure execution" took. All of it is the user's to set. */

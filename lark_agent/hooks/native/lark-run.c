@@ -11,18 +11,13 @@
  * capability sees these as they were: it saves them, lark-enter restores them. The environment
  * travels as environment: arguments are readable by everybody while the job waits. */
 #define _GNU_SOURCE
-#include "run.h"
-#include <sys/mman.h>
+#include "client.h"
+#include "last-words.h"
 #include <sys/personality.h>
 
 #define VERSION "0.1.0"
 #define USAGE "usage: lark-run [--profile NAME] [--job-id ID] [--group NAME] [--] COMMAND [ARG...]"
-enum { REQUEST_MAX = 16384, VALUE_MAX = 1024, AD_MAX = 1 << 20, SEALED_NOEXEC = 8 };
-enum field { COMMAND = 1, VARIABLE, OPTION, AD };
-
-static uint8_t request[REQUEST_MAX] = {'L', 'A', 'R', 'K', PROTOCOL};
-static size_t request_size = 8, ad_count;
-static int ads[2];
+enum { AD_MAX = 1 << 20 };
 
 static void resign(int status, const char *line, size_t length)
 {
@@ -41,25 +36,6 @@ static unsigned hold_stdio(void)
 				refuse("cannot open /dev/null: %m; " ADVICE);
 		}
 	return closed;
-}
-
-/* Append one field whose payload is name=value, or the value alone where there is no name. */
-static void add(enum field type, const char *name, const char *value, size_t length)
-{
-	size_t prefix = name ? strlen(name) + 1 : 0, payload = prefix + length;
-	uint8_t *to = request + request_size;
-
-	if (length > VALUE_MAX)
-		refuse("%s is %zu bytes long, more than %d; shorten it", name, length, VALUE_MAX);
-	if (payload + 4 > sizeof request - request_size)
-		refuse("the request is longer than %d bytes; give fewer options", REQUEST_MAX);
-	to = mempcpy(to, (uint8_t[]){(uint8_t)type, 0, payload & 0xff, (uint8_t)(payload >> 8)}, 4);
-	if (name) {
-		to = mempcpy(to, name, prefix);
-		to[-1] = '=';
-	}
-	memcpy(to, value, length);
-	request_size += payload + 4;
 }
 
 /* Read the options before the command; return the job's argv. */
@@ -86,14 +62,13 @@ static char **read_options(char **argv)
 	return argv;
 }
 
-/* Add a sealed copy of the ad that the variable names, nothing if it is unset: the agent is root,
- * and must neither open what a user names nor read from a file system that a user serves. An ad
- * that cannot be read refuses the job: without it the job might get a laxer plan. */
+/* Add a copy of the ad that the variable names, nothing if it is unset. It is read here, as the
+ * user: the file system may be one that a user serves. An ad that cannot be read refuses the job:
+ * without it the job might get a laxer plan. */
 static void add_ad(const char *variable, const char *kind)
 {
 	static char copy[AD_MAX + 1];
 	const char *path = getenv(variable);
-	struct rlimit limit, most;
 	struct stat is;
 	size_t size = 0;
 	ssize_t got = 0;
@@ -113,51 +88,7 @@ static void add_ad(const char *variable, const char *kind)
 	if (size > AD_MAX)
 		refuse("cannot read $%s, %s: over 1 MiB; it must name an ad", variable, path);
 	close(fd);
-	fd = memfd_create(variable, MFD_CLOEXEC | MFD_ALLOW_SEALING | SEALED_NOEXEC);
-	if (fd == -1 && errno == EINVAL) /* Linux before 6.3 */
-		fd = memfd_create(variable, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	getrlimit(RLIMIT_FSIZE, &limit); /* meant for the job's files; would kill us with SIGXFSZ */
-	most = (struct rlimit){limit.rlim_max, limit.rlim_max};
-	if (size > limit.rlim_max)
-		refuse("cannot copy $%s: it is over the hard limit of file size; raise it", variable);
-	if (fd == -1 || setrlimit(RLIMIT_FSIZE, &most) == -1
-	    || pwrite(fd, copy, size, 0) != (ssize_t)size || setrlimit(RLIMIT_FSIZE, &limit) == -1
-	    || fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == -1)
-		refuse("cannot copy $%s: %m; raise the limit of memory", variable);
-	add(AD, NULL, kind, 1);
-	ads[ad_count++] = fd;
-}
-
-/* Send the request; return the socket, on which the answer will come. */
-static int ask_agent(void)
-{
-	const struct sockaddr_un agent = {.sun_family = AF_UNIX, .sun_path = AGENT_SOCKET};
-	const struct timeval patience = {.tv_sec = WAIT_SECONDS};
-	/* at most two ads: the lengths fit musl's 32 bits as well as glibc's 64 */
-	const unsigned length = (unsigned)CMSG_LEN(ad_count * sizeof *ads);
-	const unsigned space = ad_count ? (unsigned)CMSG_SPACE(ad_count * sizeof *ads) : 0;
-	union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof ads)]; } control = {
-		.header = {.cmsg_len = length, .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
-	struct iovec data = {request, request_size};
-	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
-		.msg_controllen = space};
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
-	ssize_t result;
-
-	if (fd == -1 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) == -1)
-		refuse("cannot make a socket: %m; raise the limit of open files");
-	do /* SIGSTOP and SIGCONT interrupt calls that have a timeout, even without a handler */
-		result = connect(fd, (const struct sockaddr *)&agent, sizeof agent);
-	while (result == -1 && errno == EINTR);
-	if (result == -1)
-		refuse("no agent at " AGENT_SOCKET ": %m; start lark-agent, or " ADVICE);
-	memcpy(CMSG_DATA(&control.header), ads, sizeof ads);
-	do
-		result = sendmsg(fd, &message, MSG_NOSIGNAL);
-	while (result == -1 && errno == EINTR);
-	if (result == -1 && errno != EPIPE && errno != ECONNRESET) /* else lark-enter reads why */
-		refuse("cannot ask the agent at " AGENT_SOCKET ": %m; " ADVICE);
-	return fd;
+	add_copy(variable, kind, copy, size);
 }
 
 /* Hand over to lark-enter with everything that its exec would destroy. */

@@ -1,0 +1,84 @@
+/* Asking the agent: a request is put together field by field, sent as one datagram, and the socket
+ * kept for the answer (answer.h). One request for each process: it is built in place. */
+#pragma once
+#include "run.h"
+#include <sys/mman.h>
+
+enum { REQUEST_MAX = 16384, VALUE_MAX = 1024, SEALED_NOEXEC = 8 };
+enum field { COMMAND = 1, VARIABLE, OPTION, AD };
+
+static uint8_t request[REQUEST_MAX] = {'L', 'A', 'R', 'K', PROTOCOL};
+static size_t request_size = 8, ad_count;
+static int ads[2];
+
+/* Append one field whose payload is name=value, or the value alone where there is no name. */
+static void add(enum field type, const char *name, const char *value, size_t length)
+{
+	size_t prefix = name ? strlen(name) + 1 : 0, payload = prefix + length;
+	uint8_t *to = request + request_size;
+
+	if (length > VALUE_MAX)
+		refuse("%s is %zu bytes long, more than %d; shorten it", name, length, VALUE_MAX);
+	if (payload + 4 > sizeof request - request_size)
+		refuse("the request is longer than %d bytes; give fewer options", REQUEST_MAX);
+	to = mempcpy(to, (uint8_t[]){(uint8_t)type, 0, payload & 0xff, (uint8_t)(payload >> 8)}, 4);
+	if (name) {
+		to = mempcpy(to, name, prefix);
+		to[-1] = '=';
+	}
+	memcpy(to, value, length);
+	request_size += payload + 4;
+}
+
+/* Add a file to the request: sealed memory, because the agent is root, and must neither open what
+ * a user names nor read what can still change. */
+static void add_copy(const char *name, const char *kind, const char *bytes, size_t size)
+{
+	struct rlimit limit, most;
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | SEALED_NOEXEC);
+
+	if (fd == -1 && errno == EINVAL) /* Linux before 6.3 */
+		fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	getrlimit(RLIMIT_FSIZE, &limit); /* meant for the job's files; would kill us with SIGXFSZ */
+	most = (struct rlimit){limit.rlim_max, limit.rlim_max};
+	if (size > limit.rlim_max)
+		refuse("cannot copy $%s: it is over the hard limit of file size; raise it", name);
+	if (fd == -1 || setrlimit(RLIMIT_FSIZE, &most) == -1
+	    || pwrite(fd, bytes, size, 0) != (ssize_t)size || setrlimit(RLIMIT_FSIZE, &limit) == -1
+	    || fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == -1)
+		refuse("cannot copy $%s: %m; raise the limit of memory", name);
+	add(AD, NULL, kind, 1);
+	ads[ad_count++] = fd;
+}
+
+/* Send the request; return the socket, on which the answer will come. */
+static int ask_agent(void)
+{
+	const struct sockaddr_un agent = {.sun_family = AF_UNIX, .sun_path = AGENT_SOCKET};
+	const struct timeval patience = {.tv_sec = WAIT_SECONDS};
+	/* at most two ads: the lengths fit musl's 32 bits as well as glibc's 64 */
+	const unsigned length = (unsigned)CMSG_LEN(ad_count * sizeof *ads);
+	const unsigned space = ad_count ? (unsigned)CMSG_SPACE(ad_count * sizeof *ads) : 0;
+	union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof ads)]; } control = {
+		.header = {.cmsg_len = length, .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+	struct iovec data = {request, request_size};
+	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
+		.msg_controllen = space};
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	ssize_t result;
+
+	if (fd == -1 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) == -1)
+		refuse("cannot make a socket: %m; raise the limit of open files");
+	do /* SIGSTOP and SIGCONT interrupt calls that have a timeout, even without a handler */
+		result = connect(fd, (const struct sockaddr *)&agent, sizeof agent);
+	while (result == -1 && errno == EINTR);
+	if (result == -1)
+		refuse("no agent at " AGENT_SOCKET ": %m; start lark-agent, or " ADVICE);
+	memcpy(CMSG_DATA(&control.header), ads, sizeof ads);
+	do
+		result = sendmsg(fd, &message, MSG_NOSIGNAL);
+	while (result == -1 && errno == EINTR);
+	if (result == -1 && errno != EPIPE && errno != ECONNRESET) /* else lark-enter reads why */
+		refuse("cannot ask the agent at " AGENT_SOCKET ": %m; " ADVICE);
+	return fd;
+}
