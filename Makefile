@@ -5,12 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := clang libbpf-dev libc6-dev musl-tools gcc make python3-venv nftables libnftables1 iproute2 \
 	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64 \
-	udhcpc dnsmasq-base openvswitch-switch
+	udhcpc dnsmasq-base openvswitch-switch debootstrap debian-archive-keyring
 SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/datapath/*.h \
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h)
 PYTEST_WORKERS ?= 2
+SUITE ?= trixie
 
-.PHONY: help system build demo test bench experiments lint format clean
+.PHONY: help system build demo test test-htcondor bench experiments lint format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,8 +39,11 @@ build: $(VENV)/.built ## Compile and install into .venv
 demo: build ## Show jobs in networks of their own, and compare with captures (KEEP=1 keeps it up)
 	$(BIN)/python -m tests.lab.demo $(if $(KEEP),--keep)
 
-test: build ## Run every test
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
+test: build ## Run every test but those of the batch systems
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m 'not htcondor'
+
+test-htcondor: build ## Run jobs of a real HTCondor, of Debian's release SUITE (trixie, or sid)
+	SUITE=$(SUITE) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile tests/htcondor
 
 bench: build ## Measure what the wrapper adds to a job's start
 	$(BIN)/python -m tests.bench.start

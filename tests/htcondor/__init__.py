@@ -1,0 +1,1 @@
+"""HTCondor, unmodified: real daemons in the laboratory."""
