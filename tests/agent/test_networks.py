@@ -141,9 +141,11 @@ def lab() -> Iterator[Lab]:
 def totals(path: Path, address: str) -> tuple[Count, Count]:
     """Return what a capture shows that an address sent and received, but for its upkeep.
 
-    Neighbour discovery is ICMPv6, which these jobs do not speak themselves.
+    That is neighbour discovery (ICMPv6) and DHCP, neither of which these jobs speak themselves.
     """
-    packets = [packet for packet in flows(path) if packet.proto != 58]
+    packets = [
+        packet for packet in flows(path) if packet.proto != 58 and packet.dport not in {67, 68}
+    ]
     sent = [packet.ip_len for packet in packets if packet.src == address]
     received = [packet.ip_len for packet in packets if packet.dst == address]
     return Count(len(sent), sum(sent)), Count(len(received), sum(received))
