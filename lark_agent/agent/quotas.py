@@ -26,6 +26,7 @@ from lark_agent.accounting.leases import Claim
 from lark_agent.accounting.quotas import key_of, period_of
 from lark_agent.agent.entries import Entries, Entry
 from lark_agent.config import QuotaAction, Unreachable
+from lark_agent.errors import Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,15 +99,16 @@ class Quotas:
         return bool(plan.quotas)
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
-        """Charge a job to its entries."""
+        """Charge a job to its entries; raises Unavailable, charging to none, if it cannot be."""
         earlier = self._held_by(holding)
         known = {entry.allotment.key.quota: entry.quota for entry in earlier} | dict(self.site)
+        if removed := sorted(set(holding.plan.quotas) - known.keys()):
+            raise Unavailable(
+                f"the site removed the quota '{removed[0]}' after it was planned for the job; "
+                "start the job again, which plans it anew"
+            )
         try:
-            joined = [
-                self._join(name, known[name], holding)
-                for name in holding.plan.quotas
-                if name in known
-            ]
+            joined = [self._join(name, known[name], holding) for name in holding.plan.quotas]
         except BaseException:
             for entry in self._held_by(holding):
                 if entry not in earlier:

@@ -18,6 +18,7 @@ from lark_agent.agent.quotas import Quotas
 from lark_agent.config import Quota, QuotaAction, QuotaPeriod, QuotaScope, Unreachable
 from lark_agent.datapath import SlotPlan
 from lark_agent.datapath.layout import QUOTA_USED, u32
+from lark_agent.errors import Unavailable
 from lark_agent.model import Connectivity, Job, NetworkPlan, Scheduler
 from lark_agent.sandbox.connectivity import Sandbox
 from lark_agent.sandbox.holding import Holding
@@ -147,7 +148,15 @@ def test_a_quota_that_the_site_removed_holds_for_its_jobs(bench: Bench) -> None:
     others = replace(holding(2, "bob"), plan=replace(PLAN, quotas=("other",)))
     assert entry(bench.quotas.begin(others, EMPTY)) != first
     assert entry(bench.quotas.change(holding(), holding(), EMPTY)) == first
-    assert bench.quotas.begin(holding(3), EMPTY).quotas == ()
+
+
+def test_a_quota_removed_after_the_plan_refuses_the_job(bench: Bench) -> None:
+    """A reload between plan and start never lets a job run without what it was planned with."""
+    bench.site["other"] = bench.site.pop("q")
+    both = replace(holding(), plan=replace(PLAN, quotas=("other", "q")))
+    with pytest.raises(Unavailable, match=r"removed the quota 'q' .*start the job again"):
+        bench.quotas.begin(both, EMPTY)
+    assert bench.claims() == {}, "nothing is left of the other quota"
 
 
 def test_a_reboot_ends_every_lease(bench: Bench) -> None:
