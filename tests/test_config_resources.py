@@ -118,6 +118,12 @@ def test_what_sites_write_is_accepted(text: str) -> None:
         (QUOTA + 'bytes = "1 MB"\nclasses = ["mars"]', "quotas.q.classes", "no class 'mars'"),
         (QUOTA + 'bytes = "1 MB"\naction = "throttle"', "quotas.q.throttle", "which needs it"),
         (QUOTA + 'bytes = "1 MB"\nthrottle = "1 Mbit/s"', "quotas.q.throttle", "action throttle"),
+        (QUOTA + 'bytes = "1 MB"\nperiod = "day"', "quotas.q.period", "a job's own quota has none"),
+        (
+            QUOTA + 'bytes = "1 MB"\nper = "job"\nunreachable = "cut"',
+            "quotas.q.unreachable",
+            "no collector is asked about a job's own quota",
+        ),
         (QUOTA + 'bytes = "1 MB"\nhook = true', "quotas.q.hook", "give [quota_hook] command"),
         ('[quota_hook]\ncommand = ["mail"]', "quota_hook.command", "'mail' is not an absolute"),
         ("[quota_hook]\nper_hour = 0", "quota_hook.per_hour", "0 is not between 1 and 3600"),

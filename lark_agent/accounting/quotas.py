@@ -35,8 +35,8 @@ class PoolKey(NamedTuple):
     """Its beginning in UTC; empty for a job's own quota."""
 
 
-def period_of(kind: QuotaPeriod, now_ns: int) -> str:
-    """Return the name of the period that a UTC time is in."""
+def period_of(kind: QuotaPeriod | None, now_ns: int) -> str:
+    """Return the name of the period that a UTC time is in; months where the site says nothing."""
     form = "%Y-%m-%d" if kind is QuotaPeriod.DAY else "%Y-%m"
     return datetime.fromtimestamp(now_ns // SECOND_NS, UTC).strftime(form)
 

@@ -208,8 +208,8 @@ class Quota(Section, frozen=True):
     """How many: "500 GB", "2 TB" (powers of 1000) or "64 MiB"."""
     per: QuotaScope = QuotaScope.JOB
     """Whose bytes count together: each job's, or all of an owner or group in the pool."""
-    period: QuotaPeriod = QuotaPeriod.MONTH
-    """When counting begins anew (UTC), for owner and group."""
+    period: QuotaPeriod | None = None
+    """When counting begins anew (UTC), for owner and group; absent: each month."""
     classes: tuple[str, ...] | None = None
     """Classes that count; absent: all."""
     direction: QuotaDirection = QuotaDirection.BOTH
@@ -220,11 +220,11 @@ class Quota(Section, frozen=True):
     """The job's rate from then on, with action throttle."""
     hook: bool = False
     """Run `[quota_hook]` as well."""
-    unreachable: Unreachable = Unreachable.CUT
-    """With owner or group: what to do when the collector cannot be asked for more."""
+    unreachable: Unreachable | None = None
+    """With owner or group: what to do when the collector cannot be asked for more; absent: cut."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
-        """Check the size and the rate."""
+        """Check the size and the rate, and that nothing is set that a job's own does not have."""
         try:
             if size(self.bytes) == 0:
                 yield "bytes", "is 0; a class that nobody may use is left out of reach instead"
@@ -233,6 +233,10 @@ class Quota(Section, frozen=True):
         yield from rate_findings(self, "throttle")
         if (self.action is QuotaAction.THROTTLE) != bool(self.throttle):
             yield "throttle", "belongs to action throttle, which needs it"
+        if self.per is QuotaScope.JOB and self.period:
+            yield "period", "a job's own quota has none, it lasts as long as the job; leave it out"
+        if self.per is QuotaScope.JOB and self.unreachable:
+            yield "unreachable", "no collector is asked about a job's own quota; leave it out"
 
 
 class QuotaHook(Section, frozen=True):

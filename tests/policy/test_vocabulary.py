@@ -208,6 +208,8 @@ CROSSED = [
     ('rate = "1 Mbit/s"\nguarantee = "2 Mbit/s"',
      "profiles.p: the guarantee 2 Mbit/s is more than the rate 1 Mbit/s (sent)"),
     ('guarantee = "11 Gbit/s received"', "is more than [uplink] rate 10 Gbit/s (received)"),
+    ('guarantee = "2 Gbit/s sent"\nqueue = "cms"',
+     "profiles.p.guarantee: 2 Gbit/s sent is more than the 1 Gbit/s that queue 'cms' has for all"),
 ]  # fmt: skip
 
 
@@ -218,6 +220,29 @@ def test_settings_of_a_profile_that_do_not_go_together_are_found(profile: str, s
         site(f"{RESOURCES}[profiles.p]\n{profile}\n")
     (line,) = str(caught.value).splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("set = { guarantee = '2000', queue = '\"cms\"' }", True),
+        ("profile = 'queued'\nset = { guarantee = '2000' }", True),
+        ("profile = 'sure'\nset = { queue = '\"cms\"' }", True),
+        ("profile = 'queued'\nset = { guarantee = '1000' }", False),
+        ("profile = 'queued'\nset = { guarantee = '2000', queue = '\"none\"' }", False),
+        ("profile = 'queued'\nset = { guarantee = '2000', queue = 'Wanted' }", False),
+        ("set = { guarantee = '2000' }", False),
+    ],
+)
+def test_a_guarantee_that_its_queue_never_has_is_found(rule: str, found: bool) -> None:
+    """Where queue and guarantee are the same for every job, it is told before the first."""
+    profiles = '[profiles.queued]\nqueue = "cms"\n[profiles.sure]\nguarantee = "3 Gbit/s"\n'
+    text = f"{RESOURCES}{profiles}[[rules]]\nwhen = 'true'\n{rule}\n"
+    if not found:
+        site(text)
+        return
+    with pytest.raises(ConfigurationError, match=r"rules\[1\]: the guarantee .* queue 'cms' has"):
+        site(text)
 
 
 def test_a_worker_without_a_rate_has_nothing_to_guarantee() -> None:
