@@ -33,8 +33,11 @@ decided by the datapath on its own link; the rules here keep neighbours of the w
 untranslated packets (which connection tracking found invalid) from leaving with a private address.
 What comes for an address of a delegated prefix that no sandbox has is dropped too: it would go back
 to the router, and come again. Where the worker forwards at all only because the agent needs it,
-neighbours cannot use it as a router: connections from beyond the uplink are dropped unless somebody
-translated them on purpose (DNAT).
+nobody else can use it as a router: what neither comes from a sandbox nor goes to one is dropped,
+whatever interfaces it would pass between, unless it is an answer or somebody translated it on
+purpose (DNAT). A worker that forwarded before goes on as its site wants. From bridge to bridge
+everything passes: with `br_netfilter` the frames within one bridge are shown here too, and nothing
+tells them from packets between two.
 """
 
 from __future__ import annotations
@@ -75,10 +78,9 @@ class Worker:
     services: Services
     stub: IPv4Address | None = None
     """Loopback address of the worker's DNS resolver, if sandboxes reach it by their gateway."""
-    uplink: str = ""
     closed: Collection[str] = ()
-    """Families (ipv4, ipv6) for which this worker forwards only because of us: there, nobody beyond
-    the uplink may use it as a router."""
+    """Families (ipv4, ipv6) for which this worker forwards only because of us: there, nobody but
+    sandboxes may use it as a router."""
     connections: int = 262_144
     """Room in the kernel's table; each sandbox may take an equal share, and the worker one."""
     pool: Collection[str] = ()
@@ -91,8 +93,8 @@ def ruleset(addressing: Addressing, worker: Worker, openings: Mapping[str, Itera
     `openings` are the elements of the sets in `SETS`.
     """
     closed = "\n".join(
-        f'    meta nfproto {family} iifname "{worker.uplink}" ct state new '
-        "ct status & dnat == 0 drop"
+        f'    meta nfproto {family} iifname != "{PREFIX}*" '
+        "ct state { new, invalid, untracked } ct status & dnat == 0 counter drop"
         for family in sorted(worker.closed)
     )
     sets = "\n".join(f"  {text}{_listed(openings.get(key, ()))} }}" for key, text in SETS.items())
@@ -161,6 +163,7 @@ table inet {TABLE} {{
     oifname "{PREFIX}*" ip6 daddr . meta l4proto . th dport @ports6 accept
     oifname "{PREFIX}*" counter drop
 {_unused(addressing)}
+    meta iifkind "bridge" meta oifkind "bridge" accept
 {closed}
   }}
 }}

@@ -94,7 +94,7 @@ class WorkerSide:
 
     def _write_firewall(self) -> None:
         worker = firewall.Worker(
-            self._services, self.resolver.stub, self._veths.uplink.interface, self._opened(),
+            self._services, self.resolver.stub, self._opened(),
             int(sysctl.read("net/netfilter/nf_conntrack_max") or 262_144), self._pool,
         )  # fmt: skip
         nftables.run(firewall.ruleset(self._numbers, worker, self.openings.elements))

@@ -9,7 +9,7 @@ import pytest
 
 from tests.agent.worker import QUICK, python, until
 from tests.lab.capture import Capture, flows
-from tests.lab.topology import CAMPUS
+from tests.lab.topology import CAMPUS, WORKER
 from tests.lab.world import Lab
 
 if TYPE_CHECKING:
@@ -122,23 +122,62 @@ def test_a_flushed_firewall_comes_back(worker: tuple[Lab, Process], tmp_path: Pa
     job.result()
 
 
-def test_the_worker_does_not_become_its_neighbours_router(worker: tuple[Lab, Process]) -> None:
-    """Forwarding is on for the jobs only, where it was off before."""
-    lab, _ = worker
-    assert lab.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout.strip() == "1"
-    lab.run(["ip", "netns", "add", "behind"])
+def put_a_host_behind(lab: Lab, name: str, network: str) -> list[str]:
+    """Put a host on an interface of the worker's; returns a command that pings from it."""
+    lab.run(["ip", "netns", "add", name])
     for command in (
-        "link add inner type veth peer name eth0 netns behind", "link set inner up",
-        "address add 10.77.0.1/24 dev inner", "-n behind link set eth0 up",
-        "-n behind address add 10.77.0.2/24 dev eth0", "-n behind route add default via 10.77.0.1",
+        f"link add {name} type veth peer name eth0 netns {name}", f"link set {name} up",
+        f"address add {network}.1/24 dev {name}", f"-n {name} link set eth0 up",
+        f"-n {name} address add {network}.2/24 dev eth0",
+        f"-n {name} route add default via {network}.1",
     ):  # fmt: skip
         lab.run(["ip", *command.split()])
+    lab.run(["ip", "route", "add", f"{network}.0/24", "via", WORKER.ipv4], host="router")
+    return ["ip", "netns", "exec", name, "ping", "-c2", "-W1"]
+
+
+def test_the_worker_does_not_become_its_neighbours_router(worker: tuple[Lab, Process]) -> None:
+    """Forwarding is on for the jobs only, where it was off before: in no direction for others."""
+    lab, _ = worker
+    assert lab.run(["cat", "/proc/sys/net/ipv4/ip_forward"]).stdout.strip() == "1"
+    one = put_a_host_behind(lab, "behind", "10.77.0")
+    put_a_host_behind(lab, "further", "10.79.0")
     assert lab.run(["ping", "-c1", "-W2", "10.77.0.2"], check=False).returncode == 0
-    lab.run(["ip", "route", "add", "10.77.0.0/24", "via", "192.0.2.10"], host="router")
-    ping = ["ping", "-c2", "-W1", "10.77.0.2"]
-    assert lab.run(ping, host="router", check=False).returncode == 1
-    # the other way round is the site's business, as it was
-    lab.run(["ip", "netns", "exec", "behind", "ping", "-c1", "-W2", "192.0.2.1"])
+    inward = ["ping", "-c2", "-W1", "10.77.0.2"]
+    assert lab.run(inward, host="router", check=False).returncode == 1
+    for address in (WORKER.gateway4, "10.79.0.2"):  # outwards, and to another interface
+        assert lab.run([*one, address], check=False).returncode == 1, address
+    assert lab.job(["curl", "-sSf", "http://198.51.100.10/bytes/9"], user="bob").status == 0
+
+
+def test_what_a_bridge_of_the_site_carries_is_not_forwarding(
+    worker: tuple[Lab, Process],
+) -> None:
+    """Hosts on one bridge find each other, also where the kernel shows their frames to nftables."""
+    lab, _ = worker
+    lab.run(["ip", "link", "add", "shared", "type", "bridge", "forward_delay", "0"])
+    lab.run(["ip", "link", "set", "shared", "up"])
+    for number in (1, 2):
+        host = f"bridged{number}"
+        lab.run(["ip", "netns", "add", host])
+        for command in (
+            f"link add {host} type veth peer name eth0 netns {host}",
+            f"link set {host} master shared up", f"-n {host} link set eth0 up",
+            f"-n {host} address add 10.80.0.{number}/24 dev eth0",
+        ):  # fmt: skip
+            lab.run(["ip", *command.split()])
+    lab.run(["ip", "netns", "exec", "bridged1", "ping", "-c1", "-W2", "10.80.0.2"])
+
+
+def test_a_worker_that_was_a_router_goes_on_as_one(lab: Lab) -> None:
+    """Where the site forwards on its own account the agent leaves it alone, and at its end too."""
+    lab.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
+    one = put_a_host_behind(lab, "behind", "10.77.0")
+    agent = lab.agent(QUICK)
+    lab.run([*one, WORKER.gateway4])
+    lab.run(["ping", "-c1", "-W2", "10.77.0.2"], host="router")
+    assert agent.terminate() == 0
+    lab.run([*one, WORKER.gateway4])
 
 
 def test_hosts_of_a_vlan_do_not_reach_the_worker_by_its_bridge(
