@@ -241,6 +241,31 @@ def test_with_none_not_even_answers_come_in(world: Lab, kind: str) -> None:
     assert set(drops(record)) == {"inbound-denied"}
 
 
+@pytest.mark.parametrize("kind", ["nat", "routed"])
+@pytest.mark.parametrize(
+    ("inbound", "answered"),
+    [
+        ("none", set()),
+        ("established", set()),
+        ("ports", LISTED),
+        ("all", LISTED | both("udp 8443", "tcp 9000", "udp 9000")),
+    ],
+)
+def test_programs_of_the_worker_are_outside_as_well(
+    world: Lab, kind: str, inbound: str, answered: set[str]
+) -> None:
+    """The same ports are open to them and no others, at the job's own address; both ways count."""
+    server = Server(world, f"{kind}-{inbound}", 8000, 8443, 9000)
+    assert server.knock(8000, 8443, 9000, host="worker", at=server.own) == answered
+    record = server.end()
+    by_class = {share.traffic_class: share for share in record.usage.classes}
+    assert by_class.keys() == ({"worker"} if answered else set())
+    assert set(drops(record)) == ({"inbound-denied"} if inbound != "all" else set())
+    if answered:
+        assert by_class["worker"].received.packets >= len(answered)
+        assert by_class["worker"].sent.packets >= len(answered)
+
+
 def test_a_port_that_a_program_of_the_worker_has_is_refused(world: Lab) -> None:
     """The program keeps it; the job is told which port, and goes when the port is free."""
     taken = world.start(
