@@ -289,6 +289,7 @@ class Daemon:
 
     async def _status(self) -> agent_pb2.GetStatusResponse:
         unacknowledged = await self._in_journal(self._journal.count_unacknowledged)
+        ready = self._pool.ready
         return agent_pb2.GetStatusResponse(
             worker=self._settings.worker_name,
             version=VERSION,
@@ -297,7 +298,8 @@ class Daemon:
             uplink=self._veths.uplink.interface,
             mtu=self._veths.uplink.mtu,
             slots=self._settings.pool.slots,
-            ready=self._pool.ready,
+            ready=sum(ready.values()),
+            ready_by_kind={str(kind): number for kind, number in ready.items()},
             attached=len(self._attachments),
             condemned=self._pool.condemned,
             collector=self._settings.collector.address,

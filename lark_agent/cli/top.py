@@ -160,10 +160,11 @@ def live(asker: Asker, wanted: JobFilter, console: Console, interval: float) -> 
         Live(console=console, screen=True, auto_refresh=False) as screen,
         single_keys() as pressed,
     ):
+        ready = idle(asker)
         while True:
             now_ns = time.time_ns()
             fitting = moving[: max(console.height - 4, 1)]
-            head = f"{units.local(now_ns, seconds=True)}   {len(moving)} running   q: quit"
+            head = f"{units.local(now_ns, seconds=True)}   {len(moving)} running{ready}   q: quit"
             parts: list[Text | Grid] = [
                 Text(head),
                 Text(""),
@@ -176,8 +177,19 @@ def live(asker: Asker, wanted: JobFilter, console: Console, interval: float) -> 
                 return
             try:
                 moving, problem = known.update(asker.jobs(wanted, 0)[0]), ""
+                ready = idle(asker)
             except RemoteError as error:
                 problem = str(error)
+
+
+def idle(asker: Asker) -> str:
+    """Tell which sandboxes wait for jobs; nothing of a collector, which has none."""
+    try:
+        kinds = asker.status().ready_by_kind
+    except RemoteError:
+        return ""
+    listed = ", ".join(f"{number} {units.visible(kind)}" for kind, number in sorted(kinds.items()))
+    return f"   {listed} ready" if listed else ""
 
 
 @contextmanager

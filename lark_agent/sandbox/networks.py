@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lark_agent.config.resources import AddressMode, pool_of
+from lark_agent.errors import LarkError
 from lark_agent.linux import namespaces, ovs
 from lark_agent.linux.links import Links
 from lark_agent.model import Connectivity
@@ -28,10 +30,8 @@ from lark_agent.sandbox.vlan import VlanPort, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from lark_agent.config import Network
-    from lark_agent.errors import LarkError
     from lark_agent.sandbox.guard import Guard
     from lark_agent.sandbox.layer2 import Port, Source
 
@@ -56,6 +56,20 @@ def drivers(
         )
         for name, network in networks.items()
     }  # fmt: skip
+
+
+def lacking(name: str, network: Network, uplink: str) -> list[LarkError]:
+    """Return why no sandbox could be built on a network as this machine is; changes nothing."""
+    nowhere = Path("/nonexistent")
+    problems: list[LarkError] = []
+    parts: list[Port | Source] = [_port(network, uplink)]
+    parts += _sources(name, network, nowhere, nowhere)
+    for part in parts:
+        try:
+            part.check()
+        except LarkError as error:
+            problems.append(error)
+    return problems
 
 
 def _port(network: Network, uplink: str) -> Port:

@@ -80,9 +80,13 @@ class Pool:
         self._last_errors: dict[Kind, str] = {}
 
     @property
-    def ready(self) -> int:
-        """Sandboxes that wait for a job."""
-        return sum(map(len, self._ready.values()))
+    def ready(self) -> dict[Kind, int]:
+        """Sandboxes that wait for a job, of each kind of which there are to be any."""
+        return {
+            kind: len(sandboxes)
+            for kind, sandboxes in self._ready.items()
+            if sandboxes or self._target[kind]
+        }
 
     @property
     def condemned(self) -> int:

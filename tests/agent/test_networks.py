@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -234,6 +235,25 @@ def test_names_are_asked_where_the_network_says(lab: Lab) -> None:
     done = lab.job(["cat", "/etc/resolv.conf"])
     assert done.stdout.splitlines()[-1] == "nameserver 198.18.20.53"
     until(lambda: not list(lab.path("/run/lark").glob("resolv.conf.*")), "the file to go")
+
+
+def test_what_waits_on_each_network_is_told(lab: Lab) -> None:
+    """`lark doctor` looks at every network, and the agent tells how many of each kind are ready."""
+    config = ON_LAB.replace('bridge = "br0"', 'bridge = "br0"\nready = 1', 1)
+    lab.agent(config)
+    file = "/run/lab/doctor.toml"
+    lab.path(file).write_text(config.replace('parent = "up0"', 'parent = "up9"'))
+
+    def findings() -> list[str]:
+        answer = lab.run(["lark", "doctor", "--json", "--config", file], check=False).stdout
+        return [f"{found['check']}: {found['found']}" for found in json.loads(answer)["findings"]]
+
+    found = until(lambda: [line for line in findings() if "bridge lab 1" in line], "a ready one")
+    assert "nat 1" in found[0]
+    said = [line for line in findings() if line.startswith("networks:")]
+    assert said[0] == "networks: bridge lab: there, addresses static"
+    assert "up9" in said[1]
+    assert said[2] == "networks: bridge served: there, addresses dhcp"
 
 
 def test_a_network_without_a_server_refuses_with_the_reason(lab: Lab) -> None:

@@ -68,6 +68,7 @@ table ip filter {
 STATUS = GetStatusResponse(
     worker="worker1", version="0.1.0", loader="libbpf", uplink="eth0", mtu=1500, slots=64, ready=8,
     attached=3, collector="c.example.org:9620", collector_state="connected", unacknowledged=2,
+    ready_by_kind={"nat": 6, "bridge lab": 2},
 )  # fmt: skip
 
 
@@ -120,6 +121,9 @@ class Machine:
             load_library=lambda _: None,
             nft=lambda _: CHAINS,
             try_namespace=lambda: None,
+            try_vlan=lambda: None,
+            try_queues=lambda: None,
+            look_at_network=lambda *_: (),
             connect=lambda _: None,
             agents=lambda: [123],
             status=lambda: STATUS,

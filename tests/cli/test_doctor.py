@@ -13,7 +13,16 @@ import pytest
 from lark_agent.cli import lark
 from lark_agent.cli.doctor import network, report, system
 from lark_agent.cli.doctor.findings import Check, Level
-from lark_agent.config import Addresses, AgentSettings, Nat, Paths, Pool, Profile, Uplink
+from lark_agent.config import (
+    Addresses,
+    AgentSettings,
+    Nat,
+    Network,
+    Paths,
+    Pool,
+    Profile,
+    Uplink,
+)
 from lark_agent.errors import KernelError, PrerequisiteError
 from lark_agent.model import Connectivity
 from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
@@ -93,6 +102,8 @@ ROUTE = "\t00000000\t0001\t0\t0\t100\t{mask}\t0\t0\t0\n"
 HEAD = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\n"
 DROPPING = CHAINS.replace("policy accept", "policy drop")
 NOEXEC = "31 21 0:30 / /usr/libexec rw,nosuid - ext4 /dev/sdb rw\n"
+LICENCES = settings(networks={"licences": Network(connectivity=Connectivity.VLAN, vlan=312)})
+SWITCH = settings(networks={"switch": Network(connectivity=Connectivity.OVS, bridge="ovs0")})
 ENTER = "/usr/libexec/lark/lark-enter"
 
 
@@ -131,6 +142,11 @@ ENTER = "/usr/libexec/lark/lark-enter"
         ("resolver", settings(addresses=Addresses(routed6="2001:db8:7::/112")), "warn", "IPv6 only", "[addresses] routed4"),
         ("forwarding", both(settings(addresses=Addresses(routed6="2001:db8:7::/112")), file("/proc/net/ipv6_route", ""), sysctl("net/ipv6/conf/all/forwarding", "0")), "fail", "jobs have no IPv6", "forwarding=1"),
         ("resolver", file("/etc/resolv.conf", "nameserver ::1\n"), "fail", "::1", "resolv.conf(5)"),
+        ("networks", both(LICENCES, answer("look_at_network", [PrerequisiteError("no interface 'eth9'")])), "fail", "vlan licences: no interface 'eth9'", "repaired"),
+        ("networks", both(SWITCH, answer("is_root", value=False)), "unchecked", "ovs switch: only root", "sudo lark doctor"),
+        ("802.1Q", both(LICENCES, broken("try_vlan", KernelError("making it", "Operation not supported"))), "fail", "licences needs 802.1Q", "modprobe 8021q"),
+        ("rates", broken("try_queues", KernelError("making ifb", "Operation not supported")), "warn", "a rate will be refused", "modprobe -a ifb sch_htb"),
+        ("rates", both(settings(uplink=Uplink(rate="1 Gbit/s")), broken("try_queues", KernelError("making ifb", "Unknown device type"))), "fail", "[uplink] rate holds for every job", "modprobe -a ifb"),
         ("wrapper", answer("wrapper", None), "fail", "lark-run is not installed", "lark-agent install-wrapper"),
         ("wrapper", lambda m: m.remove(ENTER), "fail", f"{ENTER} does not exist", "side by side"),
         ("wrapper", lambda m: (m.root / ENTER[1:]).chmod(0o750), "fail", "may not be executed", f"chmod 0755 {ENTER}"),
@@ -152,6 +168,7 @@ ENTER = "/usr/libexec/lark/lark-enter"
         ("run socket", settings(paths=Paths(run="/run/other")), "warn", "/run/other", "leave paths.run out"),
         ("agent", lambda m: m.no_agent(), "fail", "no answer", "journalctl -u lark-agent"),
         ("agent", said(ready=0), "warn", "no sandbox is ready", "journalctl"),
+        ("agent", said(ready_by_kind={"bridge lab": 0}), "warn", "no sandbox of bridge lab is ready", "journalctl"),
         ("agent", said(attached=60, condemned=4), "warn", "all 64 slots are taken", "raise [pool] slots"),
         ("agent", said(refusals={"policy": 3}), "warn", "3 jobs were refused (policy)", "journalctl"),
         ("agent", said(errors={"sampler": 1}), "warn", "'sampler' failed 1 times", "journalctl"),
@@ -183,6 +200,10 @@ def test_each_fault_is_found_with_its_remedy(
         ("resolver", file("/etc/resolv.conf", "nameserver 127.0.0.1\n"), "stub resolver 127.0.0.1"),
         ("wrapper", answer("capability", capability(revision=0x03000000) + b"\0" * 4), "nothing else"),
         ("journal", settings(paths=Paths(state="/var/lib/new")), "/var/lib/new: 10.0 GB free"),
+        ("agent", answer("release", "6.1.0"), "8 ready (bridge lab 2, nat 6)"),
+        ("networks", LICENCES, "vlan licences: there, addresses dhcp"),
+        ("networks", settings(), "none configured"),
+        ("802.1Q", both(settings(), broken("try_vlan", KernelError("making it", "no"))), "no network needs 802.1Q"),
         ("collector", said(collector=""), "none configured"),
         ("addresses", settings(pool=Pool(slots=4)), "is free"),
         ("addresses", settings(addresses=Addresses(routed4="198.18.7.0/24")), "198.18.7.0/24 is free; the site's router has to"),

@@ -173,6 +173,15 @@ def terminal(service: Service) -> Iterator[Terminal]:
     opened.process.wait()
 
 
+def test_the_live_view_tells_what_waits_for_jobs(service: Service, terminal: Terminal) -> None:
+    """Ready sandboxes of each kind, as they change; the agent is asked with each picture."""
+    terminal.wait_for(b"1 running")
+    service.script.status.ready_by_kind.update({"nat": 8, "bridge lab": 2})
+    terminal.wait_for(b"2 bridge lab, 8 nat ready")
+    os.write(terminal.master, b"q")
+    assert terminal.end() == 0
+
+
 def test_q_ends_the_live_view(service: Service, terminal: Terminal) -> None:
     """Two pictures with a rate in the second; q gives status 0 and the terminal back."""
     terminal.wait_for(b"1 running")

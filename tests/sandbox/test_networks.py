@@ -451,3 +451,13 @@ def bulk(sandbox: str) -> int:
             return int(receiver.stdout.readline())
         finally:
             receiver.kill()
+
+
+def test_what_a_network_lacks_is_known_before_any_sandbox(site: Site) -> None:
+    """Each part of it is looked at, without building: what is there lacks nothing."""
+    assert networks.lacking("lab", BRIDGE, "up0") == []
+    assert networks.lacking("lab", MACVLAN, "up0") == []
+    (gone,) = networks.lacking("lab", MACVLAN, "up9")
+    assert "up9" in str(gone)
+    (none,) = networks.lacking("lab", network(Connectivity.BRIDGE, bridge="br9"), "up0")
+    assert "there is no Linux bridge 'br9' here; make it" in str(none)

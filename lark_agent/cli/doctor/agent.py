@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from lark_agent.cli.doctor.findings import Finding
     from lark_agent.cli.doctor.probe import Probe
+    from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 
 RUN_SOCKET = "/run/lark/run.sock"
 """Where lark-run asks, whatever the configuration says."""
@@ -61,7 +62,7 @@ def status(probe: Probe) -> Iterator[Finding]:
     free = said.slots - said.attached - said.condemned
     yield ok(
         f"version {said.version}, {said.loader} datapath, uplink {said.uplink} MTU {said.mtu}, "
-        f"{said.attached} of {said.slots} slots in use, {said.ready} ready"
+        f"{said.attached} of {said.slots} slots in use, {_ready(said)}"
     )
     if free <= 0:
         yield warn(f"all {said.slots} slots are taken: the next job waits", "raise [pool] slots")
@@ -70,6 +71,8 @@ def status(probe: Probe) -> Iterator[Finding]:
             "no sandbox is ready: the next job waits until one is built",
             "normal for a moment after many starts; if it stays, see journalctl -u lark-agent",
         )
+    else:
+        yield from _empty_kinds(said)
     for kind, number in sorted(said.refusals.items()):
         yield warn(
             f"{number} jobs were refused ({kind}) since the agent started",
@@ -80,6 +83,20 @@ def status(probe: Probe) -> Iterator[Finding]:
             f"the task '{task}' failed {number} times since the agent started",
             "see journalctl -u lark-agent",
         )
+
+
+def _empty_kinds(said: GetStatusResponse) -> Iterator[Finding]:
+    for kind, number in sorted(said.ready_by_kind.items()):
+        if not number:
+            yield warn(
+                f"no sandbox of {kind} is ready: the next job there waits until one is built",
+                "normal for a moment after many starts; if it stays, see journalctl -u lark-agent",
+            )
+
+
+def _ready(said: GetStatusResponse) -> str:
+    kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(said.ready_by_kind.items()))
+    return f"{said.ready} ready ({kinds})" if kinds else f"{said.ready} ready"
 
 
 def collector(probe: Probe) -> Iterator[Finding]:

@@ -119,7 +119,8 @@ def sandbox_trial(probe: Probe) -> Iterator[Finding]:
     except (LarkError, OSError) as error:
         yield fail(
             f"no network namespace with NAT can be made: {error}",
-            "modprobe nf_tables nft_chain_nat nft_masq, and see user.max_net_namespaces above",
+            "modprobe -a nf_tables nft_chain_nat nft_masq nft_connlimit, and see "
+            "user.max_net_namespaces above",
         )
     else:
         yield ok("a namespace with NAT for IPv4 and IPv6 was made, and is gone again")

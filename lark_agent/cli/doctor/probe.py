@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from lark_agent.config import AgentSettings
+    from lark_agent.config import AgentSettings, Network
+    from lark_agent.errors import LarkError
     from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 
 # include/uapi/linux/{,ipv6_}route.h
@@ -65,6 +66,12 @@ class Probe:
     """Run nft commands; raises LarkError."""
     try_namespace: Callable[[], object]
     """Make a throw-away namespace with the agent's kind of NAT; raises LarkError or OSError."""
+    try_vlan: Callable[[], object]
+    """Make an 802.1Q interface in such a namespace; raises LarkError or OSError."""
+    try_queues: Callable[[], object]
+    """Make what holds packets back in such a namespace; raises LarkError or OSError."""
+    look_at_network: Callable[[str, Network, str], Sequence[LarkError]]
+    """Find out what a network (name, settings, the uplink) lacks here."""
     connect: Callable[[str], None]
     """Connect to a SOCK_SEQPACKET socket; raises OSError."""
     agents: Callable[[], Sequence[int]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from lark_agent.cli.doctor import agent, install, kernel, network
+from lark_agent.cli.doctor import agent, install, kernel, network, networks
 from lark_agent.cli.doctor.findings import Check, Level, unchecked
 from lark_agent.cli.units import visible
 from lark_agent.errors import LarkError
@@ -34,6 +34,9 @@ CHECKS = (
     Check("ports", network.ports),
     Check("addresses", network.addresses),
     Check("resolver", network.names),
+    Check("networks", networks.networks),
+    Check("802.1Q", networks.vlans, needs_root=True),
+    Check("rates", networks.queues, needs_root=True),
     Check("wrapper", install.wrapper),
     Check("admin group", install.admin_group),
     Check("journal", install.journal),

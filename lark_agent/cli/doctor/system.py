@@ -22,10 +22,13 @@ from lark_agent.cli.doctor.probe import Probe
 from lark_agent.config import AGENT_FILE, AgentSettings, load
 from lark_agent.errors import ConfigurationError
 from lark_agent.linux import libc, namespaces, nftables
+from lark_agent.linux.traffic import MAJOR, HtbClass, Traffic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lark_agent.config import Network
+    from lark_agent.errors import LarkError
     from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 
 INSTALLED = (
@@ -42,8 +45,14 @@ table inet lark_doctor {
     ip saddr 192.0.2.1 meta l4proto tcp masquerade to :1024-2047
     ip6 saddr 2001:db8::1 meta l4proto tcp masquerade to :1024-2047
   }
+  set count4 { type ipv4_addr; size 4; flags dynamic; }
+  chain share {
+    add @count4 { ip saddr ct count over 1 } drop
+  }
 }
 """
+_TRIED = 0x3FFFFFFF
+"""Index of a device that lives in a namespace for as long as it is tried."""
 
 
 def probe(config: Path | None, agent: str | None) -> Probe:
@@ -70,6 +79,9 @@ def probe(config: Path | None, agent: str | None) -> Probe:
         load_library=ctypes.CDLL,
         nft=nftables.run,
         try_namespace=lambda: namespaces.in_thread(_trial),
+        try_vlan=lambda: namespaces.in_thread(_vlan_trial),
+        try_queues=lambda: namespaces.in_thread(_queue_trial),
+        look_at_network=_look_at_network,
         connect=_connect,
         agents=_agents,
         status=status,
@@ -93,6 +105,32 @@ def _trial() -> None:
     # privilege: CAP_SYS_ADMIN for the namespace, which ends with this thread
     libc.unshare_network()
     nftables.run(TRIAL)
+
+
+def _vlan_trial() -> None:
+    from lark_agent.linux.links import Links  # noqa: PLC0415  90 ms; few sites have such networks
+
+    libc.unshare_network()  # privilege: as above
+    with Links() as links:
+        links.add_bridge("tried")
+        links.add_vlan("tried.1", links.index("tried"), 1)
+
+
+def _queue_trial() -> None:
+    libc.unshare_network()  # privilege: as above
+    with Traffic() as traffic:
+        traffic.add_ifb("tried", _TRIED)
+        traffic.put_htb(_TRIED)
+        mbit = 125_000
+        traffic.put_class(_TRIED, HtbClass(8, 0, mbit, mbit, 10**6, 0, 1 << 16))
+        traffic.put_queue(_TRIED, 8, 1 << 16, 1514)
+        traffic.redirect(_TRIED, MAJOR, _TRIED)
+
+
+def _look_at_network(name: str, network: Network, uplink: str) -> Sequence[LarkError]:
+    from lark_agent.sandbox import networks  # noqa: PLC0415  90 ms; few sites have such networks
+
+    return networks.lacking(name, network, uplink)
 
 
 def _connect(path: str) -> None:
