@@ -56,7 +56,7 @@ ovs-vsctl --timeout=10 add-port ovs0 up0 tag=312
 ethtool -K up0 tx off
 ip netns exec site ethtool -K net0 tx off
 """
-_DHCP = (
+DHCP = (
     "ip netns exec site dnsmasq --no-daemon --conf-file=/dev/null --user=root --port=0"
     " --interface=net0 --bind-interfaces --log-dhcp --no-ping --dhcp-authoritative"
     " --dhcp-leasefile=/run/lab/leases --dhcp-range=198.18.20.100,198.18.20.120,255.255.255.0,2m"
@@ -129,7 +129,7 @@ def test_a_forged_source_does_not_reach_open_vswitch(switch: Lab) -> None:
 
 def test_a_job_with_a_lease_is_counted_to_the_byte(lab: Lab, tmp_path: Path) -> None:
     """The address is the DHCP server's, and what keeps it is not the job's traffic."""
-    server = lab.start(_DHCP.split())
+    server = lab.start(DHCP.split())
     until(lambda: "started" in server.stderr, "dnsmasq to start")
     agent = lab.agent('default_profile = "served"\n' + QUICK + NETWORKS)
     with Capture("net0", tmp_path / "site.pcap", lab.path("/run/netns/site")) as capture:
