@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from lark_agent.model import Count
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 CACHE_KIB = 256
 """SQLite keeps 2 MB a connection unless told otherwise; the page cache of the kernel does."""
 
@@ -49,7 +49,8 @@ CREATE TABLE IF NOT EXISTS attachments (
     pid INTEGER NOT NULL,
     start_time INTEGER NOT NULL,
     boot_id TEXT NOT NULL,
-    plan BLOB
+    plan BLOB,
+    launch BLOB
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS outbox ON attachments (attachment_id) WHERE acknowledged < sequence;
 CREATE INDEX IF NOT EXISTS living ON attachments (attachment_id) WHERE final = 0;
@@ -83,11 +84,25 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
+class Launch:
+    """Which processes an attachment is for, and may yet be for."""
+
+    key: str = ""
+    """What all processes of the job share (`lark_agent.hooks.launch`); empty: there is only one."""
+    holder: Process | None = None
+    """The batch system's process that starts them, if it asked before the first was there."""
+    members: tuple[Process, ...] = ()
+    """The first one, and all that run."""
+    steps: bool = False
+    """Others may come after the last has ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Living:
     """An attachment without a final record."""
 
     record: Record
-    process: Process
+    launch: Launch
     plan: NetworkPlan
     """What holds for it now."""
 
@@ -114,6 +129,8 @@ class Journal:
             self._db.executescript(_SCHEMA)
             if version == 1:
                 self._db.execute("ALTER TABLE attachments ADD COLUMN plan BLOB")
+            if version in {1, 2, 3}:
+                self._db.execute("ALTER TABLE attachments ADD COLUMN launch BLOB")
             if version in {1, 2}:
                 self._db.execute("ALTER TABLE hours ADD COLUMN cost INTEGER NOT NULL DEFAULT 0")
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -124,11 +141,20 @@ class Journal:
         """Close the file."""
         self._db.close()
 
-    def begin(self, record: Record, process: Process, plan: NetworkPlan) -> None:
+    def begin(self, record: Record, launch: Launch, plan: NetworkPlan) -> None:
         """Remember a new attachment, without waiting for the disk."""
+        first = launch.members[0] if launch.members else launch.holder
+        assert first is not None
         with self._transaction("begin an attachment in", wait_for_disk=False):
-            self._put(None, record, process)
+            self._put(None, record, first)
             self._put_plan(record, plan)
+            if launch.key:
+                self._put_launch(record.attachment_id, launch)
+
+    def join(self, attachment_id: str, launch: Launch) -> None:
+        """Remember who belongs to a living attachment, without waiting for the disk."""
+        with self._transaction("add a process in", wait_for_disk=False):
+            self._put_launch(attachment_id, launch)
 
     def change(self, record: Record, plan: NetworkPlan) -> None:
         """Remember what was changed about a living attachment, and say so in its record."""
@@ -159,10 +185,16 @@ class Journal:
             (msgspec.json.encode(plan), record.attachment_id),
         )
 
+    def _put_launch(self, attachment_id: str, launch: Launch) -> None:
+        self._db.execute(
+            "UPDATE attachments SET launch = ? WHERE attachment_id = ?",
+            (msgspec.json.encode(launch), attachment_id),
+        )
+
     def _put(self, previous: Record | None, record: Record, process: Process) -> None:
         job, key = record.job, record.attachment_id
         self._db.execute(
-            "INSERT INTO attachments VALUES (?,?,-1,?,?,?,?,?,?,?,?,?,?,?,NULL) "
+            "INSERT INTO attachments VALUES (?,?,-1,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL) "
             "ON CONFLICT DO UPDATE SET "
             "sequence = excluded.sequence, final = excluded.final, ended_ns = excluded.ended_ns, "
             "body = excluded.body",
@@ -198,11 +230,12 @@ class Journal:
         """Return the attachments without a final record."""
         with self._reading():
             rows = self._db.execute(
-                "SELECT body, plan, pid, start_time, boot_id FROM attachments WHERE final = 0"
+                "SELECT body, plan, launch, pid, start_time, boot_id FROM attachments "
+                "WHERE final = 0"
             ).fetchall()
         return [
-            Living(record, Process(*process), _plan(plan, record))
-            for record, plan, *process in ((decode(body), *row) for body, *row in rows)
+            Living(record, _launch(launch, Process(*process)), _plan(plan, record))
+            for record, plan, launch, *process in ((decode(body), *row) for body, *row in rows)
         ]
 
     def unacknowledged(self, limit: int) -> list[Record]:
@@ -283,6 +316,13 @@ def _plan(text: bytes | None, record: Record) -> NetworkPlan:
     if text is None:
         return NetworkPlan(record.profile, record.connectivity)
     return msgspec.json.decode(text, type=NetworkPlan)
+
+
+def _launch(text: bytes | None, process: Process) -> Launch:
+    """Return the launch of an attachment; without one there is only its process."""
+    if text is None:
+        return Launch(members=(process,))
+    return msgspec.json.decode(text, type=Launch)
 
 
 def _columns(sent: Count, received: Count) -> tuple[int, int, int, int]:

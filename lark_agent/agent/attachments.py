@@ -1,7 +1,11 @@
-"""The life of an attachment: begin, sample, drain, settle, final record.
+"""The life of an attachment: begin, join, sample, drain, settle, final record.
 
 `begin` makes the plan hold in the kernel and the attachment known to the journal before the job may
-start. From then on the job's pidfd is watched. When it fires:
+start. From then on the pidfds of the job's processes are watched: usually one, or, where the launch
+has a key (`lark_agent.hooks.launch`), all that joined. A batch system may ask before the job's
+first process is there: its own process holds the sandbox then, for a bounded time. Where more
+processes may come after the last has ended (Slurm's steps), the sandbox is kept until the batch
+system says that the job is over, or for a bounded time. When the end has come:
 
 1. *drain*: what is still under way is let through, for `drain_seconds` at most
    (`lark_agent.agent.drain`);
@@ -20,62 +24,37 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import structlog
 
-from lark_agent.accounting.journal import Process
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.sampler import read, sample
+from lark_agent.agent.attachment import Attachment
 from lark_agent.agent.drain import Moved, drain
-from lark_agent.agent.enforcing import is_counted
 from lark_agent.errors import KernelError, LarkError, StoreError, Unavailable
 from lark_agent.linux import process
-from lark_agent.model import ExitReason, Record, new_attachment_id
-from lark_agent.sandbox.holding import Holding
+from lark_agent.model import Connectivity, ExitReason, Record, new_attachment_id
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from lark_agent.accounting.journal import Journal
+    from lark_agent.agent.attachment import Member
     from lark_agent.agent.drain import Place
     from lark_agent.agent.enforcing import Enforcing
     from lark_agent.agent.tasks import OwnThread, Tasks
+    from lark_agent.config import Pool as PoolSettings
     from lark_agent.datapath import Datapath
     from lark_agent.model import Change, Job, NetworkPlan, Usage
     from lark_agent.sandbox.connectivity import Sandbox
+    from lark_agent.sandbox.holding import Holding
     from lark_agent.sandbox.pool import Pool
 
 _REAP_SECONDS = 0.5
 _RETRY_SECONDS = 1.0
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Attachment:
-    """One job in its sandbox; `record` is replaced by every sample."""
-
-    record: Record
-    sandbox: Sandbox
-    plan: NetworkPlan
-    process: Process
-    pidfd: int
-    """-1 if the process was gone when the agent came back."""
-    not_started: int | None = None
-    """Exit status of a wrapper that could not start the job."""
-    lost_counters: bool = False
-    """The kernel knows neither plan nor counters any more: the pins were removed."""
-    outcome_known: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the wrapper's conversation with the gate is over."""
-
-    @property
-    def holding(self) -> Holding:
-        """What enforces its plan sees of it."""
-        record = self.record
-        return Holding(
-            record.attachment_id, self.sandbox, record.job, self.plan, self.process.pid, self.pidfd
-        )
 
 
 class Attachments:
@@ -91,11 +70,13 @@ class Attachments:
         journal_thread: OwnThread,
         kernel_thread: OwnThread,
         tasks: Tasks,
-        drain_seconds: float,
+        pool_settings: PoolSettings,
         place_of: Callable[[Holding], Place],
         waiting: Callable[[Holding], int],
         clock_ns: Callable[[], int],
+        move_in: Callable[[Holding], None],
     ) -> None:
+        """`move_in` puts one more process into the place of a job without a sandbox."""
         self._worker = worker
         self._datapath = datapath
         self._enforcing = enforcing
@@ -104,11 +85,11 @@ class Attachments:
         self._in_journal = journal_thread
         self._in_kernel = kernel_thread
         self._tasks = tasks
-        self._drain_seconds = drain_seconds
+        self._settings = pool_settings
         self._place_of = place_of
         self._waiting = waiting
         self._clock_ns = clock_ns
-        self._boot_id = boot_id()
+        self._move_in = move_in
         self.prices = Prices({})
         """What counts from the next sample on."""
         self._living: dict[str, Attachment] = {}
@@ -128,11 +109,23 @@ class Attachments:
         jobs = (attachment.record.job for attachment in self._living.values())
         return sum(job.uid == uid and not job.verified for job in jobs)
 
-    async def begin(
-        self, job: Job, plan: NetworkPlan, sandbox: Sandbox, pidfd: int, pid: int
-    ) -> Attachment:
-        """Attach a job to a sandbox; takes over `pidfd`.
+    @property
+    def reserved(self) -> int:
+        """Count the sandboxes that wait for a job that was announced."""
+        return sum(not attachment.members for attachment in self._living.values())
 
+    def of(self, key: str) -> Attachment | None:
+        """Return the attachment that a launch can join."""
+        return next((a for a in self._living.values() if a.key == key and not a.ending), None)
+
+    async def begin(
+        self, job: Job, plan: NetworkPlan, sandbox: Sandbox, member: Member,
+        key: str = "", *, announced: bool = False, steps: bool = False,
+    ) -> Attachment:  # fmt: skip
+        """Attach a job to a sandbox; takes over the member's pidfd.
+
+        With a key others may join, with `steps` also after the last has ended. If the job is only
+        `announced`, the member holds its place.
         Raises Refused if the plan cannot be put in force, Unavailable if the journal cannot
         record it.
         """
@@ -144,11 +137,15 @@ class Attachments:
             ipv4=str(sandbox.ipv4 or ""), ipv6=str(sandbox.ipv6 or ""), network=plan.network,
             peers=plan.peers,
         )  # fmt: skip
-        here = Process(pid, process.start_time(pid), self._boot_id)
-        attachment = Attachment(record, sandbox, plan, here, pidfd)
+        attachment = Attachment(record, sandbox, plan, [] if announced else [member], key)
+        attachment.steps = steps
+        if announced:
+            attachment.holder = member
+            attachment.outcome_known.set()
         await self._put_in_force(attachment.holding)
+        launch = attachment.launch
         try:
-            await self._in_journal.at_once(lambda: self._journal.begin(record, here, plan))
+            await self._in_journal.at_once(lambda: self._journal.begin(record, launch, plan))
         except StoreError as error:
             self._datapath.deactivate(sandbox.slot)
             await self._in_kernel(lambda: self._enforcing.end(attachment.holding))
@@ -156,6 +153,40 @@ class Attachments:
         self.adopt(attachment)
         await self.ready(attachment)
         return attachment
+
+    async def join(self, attachment: Attachment, member: Member) -> None:
+        """Let one more process have the sandbox; takes over its pidfd if it can.
+
+        Raises Unavailable if the journal cannot record it, or it cannot be held.
+        """
+        first = not attachment.members
+        attachment.members.append(member)  # from here on the others' end is not the job's
+        try:
+            if attachment.sandbox.connectivity is Connectivity.HOST:
+                seen = attachment.seen_as(member)
+                await self._in_kernel.at_once(lambda: self._move_in(seen))
+            key, launch = attachment.record.attachment_id, attachment.launch
+            await self._in_journal.at_once(lambda: self._journal.join(key, launch))
+        except LarkError as error:
+            attachment.members.remove(member)
+            self._consider(attachment)
+            raise Unavailable(f"the worker cannot add a process to the job: {error}") from error
+        if attachment.timer is not None:
+            attachment.timer.cancel()
+        if first:
+            attachment.outcome_known.clear()
+        asyncio.get_running_loop().add_reader(member.pidfd, self._fired, attachment, member)
+
+    async def release(self, key: str) -> None:
+        """Keep a sandbox no longer for processes that may come."""
+        attachment = self.of(key)
+        if attachment is None:
+            return
+        attachment.steps = False
+        identity, launch = attachment.record.attachment_id, attachment.launch
+        with suppress(StoreError):  # after a restart it would be kept for its time
+            await self._in_journal(lambda: self._journal.join(identity, launch))
+        self._consider(attachment)
 
     async def _put_in_force(self, holding: Holding) -> None:
         try:
@@ -212,7 +243,7 @@ class Attachments:
         log.info(
             "attached", attachment=record.attachment_id, slot=record.slot, job=job.job_id,
             owner=job.owner, uid=job.uid, verified=job.verified, profile=record.profile,
-            pid=attachment.process.pid,
+            pid=attachment.main.process.pid,
         )  # fmt: skip
         self.changed.set()
 
@@ -220,17 +251,44 @@ class Attachments:
         """Watch over an attachment whose plan holds already; finish it if its job is gone."""
         self._living[attachment.record.attachment_id] = attachment
         if attachment.lost_counters:
-            self._tasks.once("end", self._end(attachment, ExitReason.TRUNCATED))
-            return
-        if attachment.pidfd < 0:
-            self._tasks.once("end", self._end(attachment, ExitReason.AGENT_ABSENT))
+            self._begin_end(attachment, ExitReason.TRUNCATED)
             return
         loop = asyncio.get_running_loop()
-        loop.add_reader(attachment.pidfd, self._fired, attachment)
+        for member in attachment.watched:
+            loop.add_reader(member.pidfd, self._fired, attachment, member)
+        self._consider(attachment, ExitReason.AGENT_ABSENT)
 
-    def _fired(self, attachment: Attachment) -> None:
-        asyncio.get_running_loop().remove_reader(attachment.pidfd)
-        self._tasks.once("end", self._end(attachment, None))
+    def _fired(self, attachment: Attachment, member: Member) -> None:
+        asyncio.get_running_loop().remove_reader(member.pidfd)
+        member.alive = False
+        if member in attachment.members[:1]:
+            attachment.status = process.wait_status(member.pidfd, member.process.pid)
+        self._consider(attachment)
+
+    def _consider(self, attachment: Attachment, reason: ExitReason | None = None) -> None:
+        """Begin the end if nothing of a job runs and nothing more may come; else wait for it."""
+        if attachment.runs or attachment.ending:
+            return
+        loop = asyncio.get_running_loop()
+        if not attachment.members and attachment.holder is not None and attachment.holder.alive:
+            seconds = self._settings.reserve_seconds
+        elif attachment.steps:
+            seconds = self._settings.hold_seconds
+        else:
+            self._begin_end(attachment, reason)
+            return
+        attachment.timer = loop.call_later(seconds, self._expired, attachment)
+
+    def _expired(self, attachment: Attachment) -> None:
+        if not attachment.runs and not attachment.ending:
+            log.info("nothing came", attachment=attachment.record.attachment_id)
+            self._begin_end(attachment, None)
+
+    def _begin_end(self, attachment: Attachment, reason: ExitReason | None) -> None:
+        attachment.ending = True
+        if attachment.timer is not None:
+            attachment.timer.cancel()
+        self._tasks.once("end", self._end(attachment, reason))
 
     async def _end(self, attachment: Attachment, reason: ExitReason | None) -> None:
         ended_ns = self._clock_ns()
@@ -238,7 +296,7 @@ class Attachments:
         try:
             status = await self._last_words(attachment)
             if reason is None:
-                how = _exit(status, attachment.not_started)
+                how = attachment.exit(status)
         finally:  # whatever went wrong: the plan must end, and the sandbox must come back
             attachment.record = replace(
                 attachment.record, ended_ns=ended_ns, exit_reason=how[0], exit_status=how[1]
@@ -248,18 +306,16 @@ class Attachments:
 
     async def _last_words(self, attachment: Attachment) -> int | None:
         """Let through what is under way; returns the job's wait status, None if nobody knows."""
-        status = None
-        if attachment.pidfd >= 0:
-            status = process.wait_status(attachment.pidfd, attachment.process.pid)
+        status = attachment.status
         await self._drain(attachment, status)
-        if attachment.pidfd >= 0 and status is None:
-            status = await self._wait_status(attachment)
+        if status is None and attachment.members and attachment.main.pidfd >= 0:
+            status = await self._wait_status(attachment.main)
         with suppress(TimeoutError):
             await asyncio.wait_for(attachment.outcome_known.wait(), _REAP_SECONDS)
         return status
 
     async def _drain(self, attachment: Attachment, status: int | None) -> None:
-        if not _is_counted(attachment):
+        if not attachment.counted:
             return
         slot, holding = attachment.sandbox.slot, attachment.holding
 
@@ -271,13 +327,13 @@ class Attachments:
             return await self._in_kernel(look)
 
         left = self._place_of(holding)
-        await drain(slot, left, moved, self._drain_seconds, orderly=status == 0)
+        await drain(slot, left, moved, self._settings.drain_seconds, orderly=status == 0)
 
-    async def _wait_status(self, attachment: Attachment) -> int | None:
+    async def _wait_status(self, member: Member) -> int | None:
         """Ask again until the parent has waited for the job: from then on newer kernels tell."""
         for _ in range(10):
-            status = process.wait_status(attachment.pidfd, attachment.process.pid)
-            if status is not None or process.start_time(attachment.process.pid) == 0:
+            status = process.wait_status(member.pidfd, member.process.pid)
+            if status is not None or process.start_time(member.process.pid) == 0:
                 return status
             await asyncio.sleep(_REAP_SECONDS / 10)
         return None
@@ -299,7 +355,7 @@ class Attachments:
                 self._settle_wanted.set()
 
     async def _finish(self, batch: list[Attachment]) -> None:
-        counted = [a for a in batch if _is_counted(a)]
+        counted = [a for a in batch if a.counted]
 
         def last_words() -> dict[int, Usage]:
             slots = [attachment.sandbox.slot for attachment in counted]
@@ -330,8 +386,11 @@ class Attachments:
     def _let_go(self, attachment: Attachment) -> None:
         record = attachment.record
         del self._living[record.attachment_id]
-        if attachment.pidfd >= 0:
-            os.close(attachment.pidfd)
+        for member in attachment.watched:
+            asyncio.get_running_loop().remove_reader(member.pidfd)
+        for member in attachment.everyone:
+            if member.pidfd >= 0:
+                os.close(member.pidfd)
         self._pool.condemn(attachment.sandbox)
         usage = record.usage
         log.info(
@@ -343,7 +402,7 @@ class Attachments:
     async def sample(self) -> None:
         """Read all counters once and make the records durable. Raises LarkError."""
         async with self._numbering:
-            running = [a for a in self._living.values() if _is_counted(a)]
+            running = [a for a in self._living.values() if a.counted]
             if not running:
                 return
             records = [attachment.record for attachment in running]
@@ -361,23 +420,3 @@ class Attachments:
 
 async def _is_ready(_attachment: Attachment) -> None:
     """Wait for nothing."""
-
-
-def boot_id() -> str:
-    """Return the kernel's random name of this boot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123  one line
-        return file.read().strip()
-
-
-def _is_counted(attachment: Attachment) -> bool:
-    return is_counted(attachment.sandbox.connectivity) and not attachment.lost_counters
-
-
-def _exit(status: int | None, not_started: int | None) -> tuple[ExitReason, int]:
-    if not_started is not None:
-        return ExitReason.NOT_STARTED, not_started
-    if status is None:
-        return ExitReason.ENDED, 0
-    if os.WIFSIGNALED(status):
-        return ExitReason.SIGNALED, os.WTERMSIG(status)
-    return ExitReason.EXITED, os.WEXITSTATUS(status)

@@ -18,7 +18,8 @@ from lark_agent.policy.vocabulary import SETTINGS, UnusableValue
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from lark_agent.agent.attachments import Attachment, Attachments
+    from lark_agent.agent.attachment import Attachment
+    from lark_agent.agent.attachments import Attachments
     from lark_agent.model import NetworkPlan, Record
     from lark_agent.policy.vocabulary import Vocabulary
 

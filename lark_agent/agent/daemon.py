@@ -41,7 +41,8 @@ from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.quotas import periods_of
-from lark_agent.agent.attachments import Attachments, boot_id
+from lark_agent.agent.attachment import boot_id
+from lark_agent.agent.attachments import Attachments
 from lark_agent.agent.changing import Changing
 from lark_agent.agent.drain import InSandbox
 from lark_agent.agent.enforcing import Enforcing, is_counted
@@ -203,8 +204,8 @@ class Daemon:
         )  # fmt: skip
         self._attachments = Attachments(
             settings.worker_name, self._datapath, self._enforcing, self._pool, self._journal,
-            self._in_journal, self._in_kernel, self._tasks, settings.pool.drain_seconds,
-            self._place_of, self._shaping.waiting, time.time_ns,
+            self._in_journal, self._in_kernel, self._tasks, settings.pool, self._place_of,
+            self._shaping.waiting, time.time_ns, self._host_jobs.join,
         )  # fmt: skip
         self._attachments.prices = Prices.of(settings.prices)
         for attachment in found.adopted:

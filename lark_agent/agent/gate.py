@@ -6,9 +6,13 @@ conversation: one request, one answer, then at most one datagram that says that 
 started after all. A caller that hangs up while it waits for a sandbox costs nothing more; one that
 sends nothing is cut after a few seconds. Connections are limited over all and for each user.
 
+What has the launch key of a living attachment joins it; no word that it sends is looked at, since
+the job itself may have written it. What the batch system only announces gets its sandbox before the
+job is there (`Purpose.PREPARE`), so that a refusal can be told in time.
+
 Refused are callers in another network namespace than the agent's (they are in a sandbox already, or
 in one they made: comparing namespaces cannot be raced as comparing pids could) or in the control
-group of a job that has no sandbox, and root, whom no sandbox can hold.
+group of a job that has no sandbox, and root, whom no sandbox can hold, unless it asks for a user.
 """
 
 from __future__ import annotations
@@ -23,21 +27,24 @@ from collections import Counter
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import structlog
 
+from lark_agent.agent import conversation
+from lark_agent.agent.attachment import Member
 from lark_agent.agent.callout import Callouts
 from lark_agent.errors import (
     InvalidRequest,
-    KernelError,
     PolicyRefusal,
     PrerequisiteError,
     Refused,
     Unavailable,
 )
+from lark_agent.hooks import launch
 from lark_agent.hooks import request as wire
-from lark_agent.hooks.identity import Caller, identify
+from lark_agent.hooks.identity import Caller, Launcher, identify
 from lark_agent.linux import namespaces, process
 from lark_agent.linux.descriptors import close_aside
 from lark_agent.model import Connectivity
@@ -47,23 +54,21 @@ from lark_agent.sandbox import host
 from lark_agent.sandbox.connectivity import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
-    from lark_agent.agent.attachments import Attachment, Attachments
+    from lark_agent.agent.attachment import Attachment
+    from lark_agent.agent.attachments import Attachments
     from lark_agent.config import AgentSettings
     from lark_agent.model import Job, NetworkPlan
     from lark_agent.policy.site import SitePolicy
     from lark_agent.sandbox.pool import Pool
 
-_REQUEST_SECONDS = 5.0
 _START_SECONDS = 60.0
 _MOST, _MOST_PER_USER = 8192, 1024
 _BACKLOG = 1024
-_EXHAUSTION_ATTEMPTS = 60
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_SECONDS = 0.5
 _USER_SECONDS, _MOST_USERS = 60.0, 10_000
-Result = TypeVar("Result")
 log = structlog.get_logger(__name__)
 
 
@@ -90,6 +95,8 @@ class Gate:
         self._open_by_user: Counter[int] = Counter()
         self._asking: Counter[int] = Counter()
         self._conversations: set[asyncio.Task[None]] = set()
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By launch key: processes of one job that come at once are taken one after the other."""
         self._listener: socket.socket | None = None
         self.refusals: Counter[str] = Counter()
 
@@ -180,18 +187,19 @@ class Gate:
         self._open_by_user[uid] -= 1
 
     async def _admit(self, connection: socket.socket, peer: process.Peer) -> Attachment | None:
-        """Attach the caller to a sandbox; None if it went away. Raises Refused."""
-        pidfd = await _open_peer(connection, peer)
+        """Attach the caller to a sandbox; None if it went away, or is no job. Raises Refused."""
+        pidfd = await conversation.open_peer(connection, peer)
         try:
             self._check(peer, pidfd)
-            request = await _request(connection)
+            request = await conversation.request(connection)
             if request is None:
                 return None
-            user = await self._user(peer.uid)
-            shared = any(fnmatchcase(user, pattern) for pattern in self._settings.shared_accounts)
-            caller = Caller(peer.pid, peer.uid, user, self._launched(peer.pid), shared)
+            caller = await self._caller(peer, request)
+            if request.purpose is not wire.Purpose.RUN:
+                await self._serve_launcher(connection, request, caller)
+                return None
             with self._limited(caller):
-                attachment = await self._attach(connection, request, caller, pidfd)
+                attachment = await self._run(connection, request, caller, pidfd)
             if attachment is None:
                 return None
             pidfd = -1  # the attachment's now
@@ -202,24 +210,98 @@ class Gate:
         self._attachments.tell(attachment)  # after the job was let go: it waits for none of this
         return attachment
 
-    async def _attach(
+    async def _caller(self, peer: process.Peer, request: wire.RunRequest) -> Caller:
+        """Say who asks. Raises Refused if it is root for itself, or another for others."""
+        if peer.uid == 0 and not request.user:
+            raise PolicyRefusal("root cannot be held in a sandbox; run the job as its user")
+        if peer.uid != 0 and request.user is not None:
+            raise PolicyRefusal("only root may ask for another account")
+        uid = peer.uid or request.user or 0
+        user = await self._user(uid)
+        shared = any(fnmatchcase(user, pattern) for pattern in self._settings.shared_accounts)
+        return Caller(peer.pid, uid, user, self._launcher(peer.pid), shared, by_root=peer.uid == 0)
+
+    async def _run(
         self, connection: socket.socket, request: wire.RunRequest, caller: Caller, pidfd: int
     ) -> Attachment | None:
+        """Let the caller join the attachment of its launch, or begin one."""
+        member = Member.of(caller.pid, pidfd)
+        key = launch.key(caller, request)
+        if not key:
+            return await self._attach(connection, request, caller, member, key)
+        async with self._turn(key):
+            attachment = self._attachments.of(key)
+            if attachment is None:
+                return await self._attach(connection, request, caller, member, key)
+            if attachment.record.job.uid != caller.uid:
+                raise PolicyRefusal("the job that the batch system started here is another user's")
+            await self._attachments.join(attachment, member)
+            return attachment
+
+    async def _serve_launcher(
+        self, connection: socket.socket, request: wire.RunRequest, caller: Caller
+    ) -> None:
+        """Do what the batch system asks about a job that is not there yet, or no more."""
+        key = launch.key(caller, request)
+        if not key:
+            raise PolicyRefusal("only what the batch system starts may ask for that")
+        if request.purpose is wire.Purpose.END:
+            if not caller.by_root:
+                raise PolicyRefusal("only root may say that a job has ended")
+            await self._attachments.release(key)
+        else:
+            async with self._turn(key):
+                if self._attachments.of(key) is None:
+                    await self._announce(connection, request, caller, key)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            wire.send_done(connection)
+
+    async def _announce(
+        self, connection: socket.socket, request: wire.RunRequest, caller: Caller, key: str
+    ) -> None:
+        """Have the sandbox of a job ready, held by its launcher."""
+        if caller.launcher is None:
+            raise PolicyRefusal("root needs to announce no job; its first process begins it")
+        pidfd = process.open_pid(caller.launcher.pid)
+        holder = Member.of(caller.launcher.pid, pidfd)
+        attachment = None
+        try:
+            if holder.process.start_time == caller.launcher.start_time:
+                attachment = await self._attach(
+                    connection, request, caller, holder, key, announced=True
+                )
+        finally:
+            if attachment is None:
+                os.close(pidfd)
+            else:
+                self._attachments.tell(attachment)
+
+    def _turn(self, key: str) -> asyncio.Lock:
+        return self._turns.setdefault(key, asyncio.Lock())
+
+    async def _attach(
+        self, connection: socket.socket, request: wire.RunRequest, caller: Caller, member: Member,
+        key: str, *, announced: bool = False,
+    ) -> Attachment | None:  # fmt: skip
         """Decide, get a sandbox, begin; None if the caller went away meanwhile."""
         planned = await self._plan(connection, request, caller)
         if planned is None:
             return None
         job, plan = planned
+        if announced and plan.connectivity is Connectivity.HOST:
+            return None  # nothing has to be ready, and only the job itself can be moved
         kind = Kind.of(plan)
-        sandbox = self._pool.take_ready(kind) or await _unless_hung_up(
+        sandbox = self._pool.take_ready(kind) or await conversation.unless_hung_up(
             connection, self._pool.take(kind, self._settings.pool.wait_seconds)
         )
-        if sandbox is None or not process.alive(pidfd):
+        if sandbox is None or not process.alive(member.pidfd):
             if sandbox is not None:
                 self._pool.put_back(sandbox)
             return None
         try:
-            return await self._attachments.begin(job, plan, sandbox, pidfd, caller.pid)
+            return await self._attachments.begin(
+                job, plan, sandbox, member, key, announced=announced, steps=caller.by_root
+            )
         except BaseException:
             self._pool.condemn(sandbox)
             raise
@@ -234,13 +316,13 @@ class Gate:
         policy = self._policy()
         if not policy.callout.command:
             return job, policy.plan(asking)
-        overrides = await _unless_hung_up(connection, self._callouts.ask(policy, asking))
+        overrides = await conversation.unless_hung_up(
+            connection, self._callouts.ask(policy, asking)
+        )
         return None if overrides is None else (job, policy.plan(asking, overrides))
 
     def _check(self, peer: process.Peer, pidfd: int) -> None:
         """Raise Refused if the caller can have no sandbox, whatever it asks for."""
-        if peer.uid == 0:
-            raise PolicyRefusal("root cannot be held in a sandbox; run the job as its user")
         if peer.pid == 0:
             raise InvalidRequest(
                 "the caller is outside this worker's process tree (another pid namespace)"
@@ -276,7 +358,7 @@ class Gate:
     @contextlib.contextmanager
     def _limited(self, caller: Caller) -> Iterator[None]:
         """Refuse a user who holds, or waits for, what one may have outside the batch system."""
-        if caller.trusted_launcher:
+        if caller.trusted:
             yield
             return
         uid, most = caller.uid, self._settings.pool.per_user
@@ -291,13 +373,15 @@ class Gate:
         finally:
             self._asking[uid] -= 1
 
-    def _launched(self, pid: int) -> bool:
-        """Tell whether the batch system itself started the caller."""
+    def _launcher(self, pid: int) -> Launcher | None:
+        """Return the batch system's process that started the caller, if one did."""
         parent = process.parent(pid)
         if parent <= 1:
-            return False
+            return None
         name, uid = process.command_and_user(parent) or ("", -1)
-        return uid == 0 and name in self._settings.trusted_launchers
+        if uid != 0 or name not in self._settings.trusted_launchers:
+            return None
+        return Launcher(parent, process.start_time(parent), name)
 
     def _grant(self, connection: socket.socket, attachment: Attachment) -> None:
         sandbox = attachment.sandbox
@@ -316,7 +400,7 @@ class Gate:
 
     async def _outcome(self, connection: socket.socket, attachment: Attachment) -> None:
         """Listen for the word that the job could not be started; silence means that it was."""
-        if not await _readable(connection, _START_SECONDS):
+        if not await conversation.readable(connection, _START_SECONDS):
             return
         try:
             failure = wire.receive_failure(connection)
@@ -330,57 +414,3 @@ class Gate:
         self.refusals[type(error).__name__] += 1
         with contextlib.suppress(OSError):
             wire.send_refusal(connection, error)
-
-
-async def _readable(connection: socket.socket, timeout: float | None) -> bool:  # noqa: ASYNC109  None: no bound
-    """Wait until a datagram or the end is there."""
-    loop = asyncio.get_running_loop()
-    there: asyncio.Future[None] = loop.create_future()
-
-    def arrived() -> None:
-        if not there.done():
-            there.set_result(None)
-
-    loop.add_reader(connection, arrived)
-    try:
-        done, _ = await asyncio.wait([there], timeout=timeout)
-        return bool(done)
-    finally:
-        loop.remove_reader(connection)
-
-
-async def _unless_hung_up(connection: socket.socket, work: Awaitable[Result]) -> Result | None:
-    """Await `work`, or cancel it and return None once the caller closes the connection."""
-    task = asyncio.ensure_future(work)
-    hangup = asyncio.ensure_future(_readable(connection, None))
-    try:
-        await asyncio.wait([task, hangup], return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        return None
-    finally:
-        for pending in (task, hangup):
-            pending.cancel()
-        await asyncio.gather(task, hangup, return_exceptions=True)
-
-
-async def _open_peer(connection: socket.socket, peer: process.Peer) -> int:
-    """Return a pidfd of the caller; waits while the agent has no descriptor left."""
-    for _ in range(_EXHAUSTION_ATTEMPTS):
-        try:
-            return process.open_peer(connection, peer)
-        except KernelError as error:
-            raise InvalidRequest(str(error)) from error
-        except OSError:  # no descriptor is free: others will be
-            await asyncio.sleep(_PAUSE_SECONDS)
-    raise Unavailable("the agent is out of descriptors; try again")
-
-
-async def _request(connection: socket.socket) -> wire.RunRequest | None:
-    """Read the request, which lark-run has usually sent by the time it is looked for."""
-    try:
-        return wire.receive(connection)
-    except BlockingIOError:
-        if not await _readable(connection, _REQUEST_SECONDS):
-            raise InvalidRequest(f"no request within {_REQUEST_SECONDS:g} s") from None
-        return wire.receive(connection)

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
     from lark_agent.accounting.allotments import Allotments
     from lark_agent.accounting.leases import Claim, Grant
-    from lark_agent.agent.attachments import Attachment, Attachments
+    from lark_agent.agent.attachment import Attachment
+    from lark_agent.agent.attachments import Attachments
     from lark_agent.agent.hook import Hook
     from lark_agent.agent.quotas import Look, Quotas, Trip
     from lark_agent.agent.tasks import OwnThread, Tasks

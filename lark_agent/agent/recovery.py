@@ -3,8 +3,9 @@
 The kernel went on counting and checking without the agent: programs, maps and namespaces are
 pinned. So each attachment that the journal knows as living is one of three:
 
-* its process still runs (same pid, same start time, same boot): it is adopted;
-* its process ended meanwhile: it is finished with the kernel's totals (`agent-absent`);
+* a process of it still runs (same pid, same start time, same boot), or is still to come: it is
+  adopted;
+* its processes ended meanwhile: it is finished with the kernel's totals (`agent-absent`);
 * the machine was rebooted: counters are gone, it is closed with its last durable totals
   (`truncated`).
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from lark_agent.agent.attachments import Attachment, boot_id
+from lark_agent.agent.attachment import Attachment, Member, boot_id
 from lark_agent.errors import KernelError, PrerequisiteError
 from lark_agent.linux import namespaces, process
 from lark_agent.linux.links import Links
@@ -31,7 +32,7 @@ from lark_agent.sandbox.connectivity import Sandbox
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lark_agent.accounting.journal import Journal, Living
+    from lark_agent.accounting.journal import Journal, Living, Process
     from lark_agent.model import Record
     from lark_agent.sandbox.addressing import Addressing
 
@@ -54,7 +55,7 @@ def recover(journal: Journal, numbers: Addressing, numbering: Path) -> Found:
     """
     adopted = []
     for living in journal.living():
-        if living.process.boot_id != boot_id():
+        if {known.boot_id for known in _processes(living)} != {boot_id()}:
             _truncate(journal, living)
             continue
         adopted.append(_adopt(living, numbers))
@@ -71,7 +72,27 @@ def recover(journal: Journal, numbers: Addressing, numbering: Path) -> Found:
 
 
 def _adopt(living: Living, numbers: Addressing) -> Attachment:
-    record, known = living.record, living.process
+    record, launch = living.record, living.launch
+    members = [_find(known) for known in launch.members]
+    attachment = Attachment(
+        record, _sandbox_of(record, numbers), living.plan, members, launch.key,
+        _find(launch.holder) if launch.holder else None, launch.steps,
+    )  # fmt: skip
+    attachment.outcome_known.set()
+    log.info(
+        "found attachment", attachment=record.attachment_id, slot=record.slot,
+        running=attachment.runs, processes=len(members),
+    )  # fmt: skip
+    return attachment
+
+
+def _processes(living: Living) -> list[Process]:
+    launch = living.launch
+    return [*launch.members, *([launch.holder] if launch.holder else [])]
+
+
+def _find(known: Process) -> Member:
+    """Return a process that is what it was, or the fact that it is gone."""
     pidfd = -1
     if process.start_time(known.pid) == known.start_time:
         try:
@@ -79,14 +100,9 @@ def _adopt(living: Living, numbers: Addressing) -> Attachment:
         except KernelError:
             pidfd = -1
         if pidfd >= 0 and process.start_time(known.pid) != known.start_time:
-            _close_descriptor(pidfd)  # the number was given to another process just now
+            os.close(pidfd)  # the number was given to another process just now
             pidfd = -1
-    attachment = Attachment(record, _sandbox_of(record, numbers), living.plan, known, pidfd)
-    attachment.outcome_known.set()
-    log.info(
-        "found attachment", attachment=record.attachment_id, running=pidfd >= 0, slot=record.slot
-    )
-    return attachment
+    return Member(known, pidfd, alive=pidfd >= 0)
 
 
 def _sandbox_of(record: Record, numbers: Addressing) -> Sandbox:
@@ -153,9 +169,6 @@ def _leftovers(held: set[int], numbers: Addressing) -> list[Sandbox]:
 
 def _close(attachments: list[Attachment]) -> None:
     for attachment in attachments:
-        _close_descriptor(attachment.pidfd)
-
-
-def _close_descriptor(descriptor: int) -> None:
-    if descriptor >= 0:
-        os.close(descriptor)
+        for member in attachment.everyone:
+            if member.pidfd >= 0:
+                os.close(member.pidfd)

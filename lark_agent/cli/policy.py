@@ -172,7 +172,7 @@ def _asking(given: dict[str, Any]) -> Asking:
 
     paths: tuple[Path | None, Path | None] = given["ad"], given["machine_ad"]
     job_ad, machine_ad = (path.read_bytes() if path else None for path in paths)
-    caller = Caller(0, 0, given["owner"] or "", trusted_launcher=not given["unverified"])
+    caller = Caller(0, 0, given["owner"] or "", by_root=not given["unverified"])
     job, ad = identify(RunRequest(job_ad=job_ad), caller)
     job = _as_told(job, ad, given)
     return Asking(job, ad, ads.parse(machine_ad or b"", "machine ad"), given["profile"])

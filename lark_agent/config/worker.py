@@ -43,6 +43,11 @@ class Pool(Section, frozen=True):
     """Most jobs with a sandbox that one user has outside the batch system; at least 1."""
     wait_seconds: float = 30.0
     """How long a job waits for a sandbox when all slots are taken; then it is refused. 0 to 240."""
+    reserve_seconds: float = 120.0
+    """How long a sandbox waits for the job that the batch system announced. 1 to 3600."""
+    hold_seconds: float = 3600.0
+    """How long a Slurm job without any task keeps its sandbox for the next step, unless Slurm says
+    that the job has ended. 1 to 86400."""
     drain_seconds: float = 5.0
     """How long what a finished job had under way may take to arrive and fall quiet."""
 
@@ -56,6 +61,10 @@ class Pool(Section, frozen=True):
             yield "per_user", f"{self.per_user} is less than 1"
         if not 0 <= self.wait_seconds <= 240:
             yield "wait_seconds", f"{self.wait_seconds} is not between 0 and 240"
+        if not 1 <= self.reserve_seconds <= 3600:
+            yield "reserve_seconds", f"{self.reserve_seconds} is not between 1 and 3600"
+        if not 1 <= self.hold_seconds <= 86400:
+            yield "hold_seconds", f"{self.hold_seconds} is not between 1 and 86400"
         if not 0 <= self.drain_seconds <= 60:
             yield "drain_seconds", f"{self.drain_seconds} is not between 0 and 60"
 

@@ -36,17 +36,34 @@ MAX_WORD = 256
 
 
 @dataclass(frozen=True, slots=True)
+class Launcher:
+    """A process of the batch system that starts jobs."""
+
+    pid: int
+    start_time: int
+    command: str
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """What the kernel says about the process that wants to become a job."""
 
     pid: int
     uid: int
+    """The job's account; where root asks for it, what root says."""
     user: str
     """Name of `uid`, or the number if it has none."""
-    trusted_launcher: bool
-    """The batch system's own process started it."""
+    launcher: Launcher | None = None
+    """The batch system's own process, if that started it."""
     shared_account: bool = False
     """`uid` runs jobs of many."""
+    by_root: bool = False
+    """Root asks, for `uid`: the batch system itself."""
+
+    @property
+    def trusted(self) -> bool:
+        """Tell whether the batch system stands behind what is asked."""
+        return self.by_root or self.launcher is not None
 
 
 def identify(request: RunRequest, caller: Caller) -> tuple[Job, Ad]:
@@ -56,7 +73,7 @@ def identify(request: RunRequest, caller: Caller) -> tuple[Job, Ad]:
         ad = ads.parse(request.job_ad, "job ad", requests.NAMES)
     named = next((n for naming in NAMINGS if (n := naming(request, ad))), None)
     scheduler = named.scheduler if named else Scheduler.PLAIN
-    verified = named is not None and caller.trusted_launcher
+    verified = named is not None and caller.trusted
     words = named if named is not None else Naming(scheduler, "", "", "")
     # what the batch system said is not for the job's user to replace
     options = {} if verified else request.options

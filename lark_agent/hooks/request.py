@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 from dataclasses import dataclass, field
+from enum import Enum
 
 from lark_agent.errors import InvalidRequest, PolicyRefusal, Refused, Unavailable
 from lark_agent.linux.descriptors import close_aside
@@ -26,10 +27,22 @@ _SCM_MAX_FD = 253  # net/core/scm.c
 
 _HEADER = struct.Struct("<4sHH")
 _FIELD = struct.Struct("<HH")
-_COMMAND, _ENVIRONMENT, _OPTION, _FILE = 1, 2, 3, 4
+_UID = struct.Struct("<I")
+_COMMAND, _ENVIRONMENT, _OPTION, _FILE, _PURPOSE, _USER = 1, 2, 3, 4, 5, 6
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _STATUS = {InvalidRequest: 1, PolicyRefusal: 2, Unavailable: 3}
 AGENT_ERROR = 4
+
+
+class Purpose(Enum):
+    """What a request is about; on the wire one byte."""
+
+    RUN = b"r"
+    """The caller becomes the job."""
+    PREPARE = b"p"
+    """A job will come; have its network ready."""
+    END = b"e"
+    """No more tasks of the job will come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +54,9 @@ class RunRequest:
     options: dict[str, str] = field(default_factory=dict)
     job_ad: bytes | None = None
     machine_ad: bytes | None = None
+    purpose: Purpose = Purpose.RUN
+    user: int | None = None
+    """The account of the job, where root asks for it."""
 
 
 def receive(connection: socket.socket) -> RunRequest | None:
@@ -82,6 +98,8 @@ def decode(data: bytes, descriptors: list[int]) -> RunRequest:
         options=_assignments(words[_OPTION]),
         job_ad=files.get(b"j"),
         machine_ad=files.get(b"m"),
+        purpose=_purpose([payload for kind, payload in fields if kind == _PURPOSE]),
+        user=_user([payload for kind, payload in fields if kind == _USER]),
     )
 
 
@@ -102,6 +120,11 @@ def send_grant(
         flags |= (of_slot + 1) << 16
     message = _HEADER.pack(MAGIC, VERSION, 0) + struct.pack("<I", flags)
     socket.send_fds(connection, [message], [namespace])
+
+
+def send_done(connection: socket.socket) -> None:
+    """Answer that what was asked for is done, where that gives no namespace to enter."""
+    connection.send(_HEADER.pack(MAGIC, VERSION, 0) + struct.pack("<I", 0))
 
 
 def send_refusal(connection: socket.socket, error: BaseException) -> None:
@@ -168,7 +191,7 @@ def _fields(data: bytes) -> list[tuple[int, bytes]]:
         offset += _FIELD.size
         if offset + length > len(data):
             raise InvalidRequest("a field of the request is longer than the request")
-        if kind not in {_COMMAND, _ENVIRONMENT, _OPTION, _FILE}:
+        if not _COMMAND <= kind <= _USER:
             raise InvalidRequest(f"the request has a field of unknown type {kind}")
         fields.append((kind, data[offset : offset + length]))
         offset += length
@@ -183,6 +206,19 @@ def _assignments(payloads: list[bytes]) -> dict[str, str]:
             raise InvalidRequest("a field of the request is not NAME=value")
         found[name] = value
     return found
+
+
+def _purpose(payloads: list[bytes]) -> Purpose:
+    try:
+        return Purpose(payloads[-1]) if payloads else Purpose.RUN
+    except ValueError:
+        raise InvalidRequest(f"the request has an unknown purpose {payloads[-1][:8]!r}") from None
+
+
+def _user(payloads: list[bytes]) -> int | None:
+    if payloads and len(payloads[-1]) != _UID.size:
+        raise InvalidRequest("the request's account is not a number of four bytes")
+    return _UID.unpack(payloads[-1])[0] if payloads else None
 
 
 def _text(payload: bytes) -> str:

@@ -124,6 +124,13 @@ class HostJobs:
             raise Unavailable(f"cannot hold the job in control group {group}: {error}") from error
         return _for_families(holding.plan, slot_plan)
 
+    def join(self, holding: Holding) -> None:
+        """Move one more process of the job into its group. Raises LarkError."""
+        group = self._group(holding.attachment_id)
+        if group is None:
+            raise Unavailable("the job's control group is gone")
+        _move(holding, group)
+
     def change(self, before: Holding, after: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Check that a changed plan can be held, too."""
         del before

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.accounting.answers import Answers
-from lark_agent.accounting.journal import Journal, Process
+from lark_agent.accounting.journal import Journal, Launch, Process
 from lark_agent.accounting.questions import HOUR_NS, GroupBy, JobFilter
 from lark_agent.errors import StoreError
 from lark_agent.model import (
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PLAN = NetworkPlan("nat", Connectivity.NAT)
-HERE = Process(4711, 12345, "boot-1")
+HERE = Launch(members=(Process(4711, 12345, "boot-1"),))
 START = 1_700_000_000 * 10**9
 
 
@@ -59,7 +59,7 @@ def test_what_was_saved_is_there_after_the_process_died(path: Path) -> None:
     again = Journal(path)
     (living,) = again.living()
     assert living.record == second
-    assert living.process == HERE
+    assert living.launch == HERE
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -222,7 +222,7 @@ def test_a_file_that_is_no_journal_is_named(path: Path) -> None:
         Journal(path)
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_older_journal_is_converted(path: Path, version: int) -> None:
     """Jobs that an earlier release began go on, with their totals; what they cost begins at 0."""
     journal = Journal(path)
@@ -230,7 +230,9 @@ def test_an_older_journal_is_converted(path: Path, version: int) -> None:
     journal.save([moved(record(), 10, 20, 1)])
     journal.close()
     db = sqlite3.connect(path)
-    db.execute("ALTER TABLE hours DROP COLUMN cost")
+    db.execute("ALTER TABLE attachments DROP COLUMN launch")
+    if version < 3:
+        db.execute("ALTER TABLE hours DROP COLUMN cost")
     if version == 1:
         db.execute("ALTER TABLE attachments DROP COLUMN plan")
     db.execute(f"PRAGMA user_version = {version}")
@@ -238,7 +240,7 @@ def test_an_older_journal_is_converted(path: Path, version: int) -> None:
     for _ in range(2):  # what is converted is not converted again
         journal = Journal(path)
         (living,) = journal.living()
-        assert living.plan == PLAN
+        assert (living.plan, living.launch) == (PLAN, HERE)
         journal.close()
     journal = Journal(path)
     journal.save([moved(living.record, 15, 20, 2)])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lark_agent.accounting.answers import Answers
-from lark_agent.accounting.journal import Journal, Process
+from lark_agent.accounting.journal import Journal, Launch, Process
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.questions import GroupBy, JobFilter
 from lark_agent.collector.answers import Answers as CollectorAnswers
@@ -74,7 +74,8 @@ def test_totals_add_up_what_jobs_cost(tmp_path: Path, kind: str) -> None:
     source: Answers | CollectorAnswers
     if kind == "journal":
         journal = Journal(tmp_path / "journal.sqlite")
-        journal.begin(steps[0], Process(1, 1, "boot"), NetworkPlan("nat", Connectivity.NAT))
+        launch = Launch(members=(Process(1, 1, "boot"),))
+        journal.begin(steps[0], launch, NetworkPlan("nat", Connectivity.NAT))
         for step in steps[1:]:
             journal.save([step])
         source = Answers(tmp_path / "journal.sqlite")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from lark_agent.hooks.identity import Caller, identify
+from lark_agent.hooks.identity import Caller, Launcher, identify
 from lark_agent.hooks.request import RunRequest
 from lark_agent.model import Scheduler
 
-STARTER = Caller(4711, 1001, "slot1_3", trusted_launcher=True, shared_account=True)
-OWN_ACCOUNT = Caller(4711, 1001, "alice", trusted_launcher=True)
-PERSON = Caller(4711, 1001, "alice", trusted_launcher=False)
+LAUNCHER = Launcher(4000, 123456, "condor_starter")
+STARTER = Caller(4711, 1001, "slot1_3", LAUNCHER, shared_account=True)
+OWN_ACCOUNT = Caller(4711, 1001, "alice", LAUNCHER)
+PERSON = Caller(4711, 1001, "alice")
 AD = b"""GlobalJobId = "submit.example.org#12.0#1700000000"
 ClusterId = 12
 ProcId = 0

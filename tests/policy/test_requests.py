@@ -161,7 +161,7 @@ unsupported = "ignore"
 
 def test_a_request_must_be_literal() -> None:
     """An expression is not evaluated, and a request is not overlooked: the job is refused."""
-    caller = Caller(3, 1001, "alice", trusted_launcher=True)
+    caller = Caller(3, 1001, "alice", by_root=True)
     for line in ("OutboundConnectivity = !true", "requestedvlan = MY.Cpus"):
         ad = f'GlobalJobId = "s#1.0#1"\nOwner = "alice"\n{line}\n'
         with pytest.raises(InvalidRequest, match="is an expression; write the value itself"):

@@ -1,0 +1,36 @@
+"""Which processes are one job: the key that a launch gives to all that belongs together.
+
+A batch system may start several processes of a job through the wrapper: HTCondor's starter the job
+itself, and later the sshd of `condor_ssh_to_job`; Slurm every task of every step. They share one
+sandbox, and the first of them decides about it, because what came later could have been asked for
+by the job itself. So the key is made of what the kernel says, and of words of root:
+
+* HTCondor: the starter, a process of root that serves one job. Its pid and start time.
+* root that asks for an account (Slurm's plugin): the job's id and account.
+
+Everything else has no key: each call of the wrapper is a job of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lark_agent.hooks import slurm
+
+if TYPE_CHECKING:
+    from lark_agent.hooks.identity import Caller
+    from lark_agent.hooks.request import RunRequest
+
+SERVES_ONE_JOB = frozenset({"condor_starter"})
+"""Launchers that start one job in their life."""
+
+
+def key(caller: Caller, request: RunRequest) -> str:
+    """Return what this caller shares with others of its job; empty: nothing."""
+    if caller.by_root:
+        named = slurm.naming(request, {})
+        return f"slurm {named.job_id} {caller.uid}" if named else ""
+    launcher = caller.launcher
+    if launcher is None or launcher.command not in SERVES_ONE_JOB:
+        return ""
+    return f"{launcher.command} {launcher.pid} {launcher.start_time}"
