@@ -5,7 +5,8 @@ Everything is built from the tree by `pip install .` (and in place by `pip insta
 
 * ``lark_agent/datapath/{job,host,host-networks}.bpf.o`` by ``clang -target bpf``; only UAPI headers
   are needed;
-* ``lark_agent/hooks/native/bin/lark-run`` and ``lark-enter`` by the C compiler, hardened;
+* ``lark_agent/hooks/native/bin/lark-run``, ``lark-enter`` and ``lark-prepare`` by the C compiler,
+  hardened;
 * ``lark_agent/rpc/lark/v1/*_pb2*.py`` by protoc from ``protos/``.
 """
 
@@ -98,7 +99,7 @@ def compile_bpf(source: Path, target: Path, *more: str) -> None:
 
 
 def build_wrapper() -> list[Path]:
-    """Compile lark-run (unprivileged) and lark-enter (which gets the file capability)."""
+    """Compile lark-run, lark-enter (which gets the file capability) and lark-prepare."""
     native = PACKAGE / "hooks" / "native"
     (native / "bin").mkdir(exist_ok=True)
     compiler, before, after = wrapper_compiler()
@@ -106,7 +107,7 @@ def build_wrapper() -> list[Path]:
     # -fanalyzer is gcc's
     analyzer = [] if "clang" in version.stdout else ["-fanalyzer"]
     built = []
-    for name in ("lark-run", "lark-enter"):
+    for name in ("lark-run", "lark-enter", "lark-prepare"):
         target, source = native / "bin" / name, native / f"{name}.c"
         flags = [*WARNINGS, *analyzer, *HARDENING]
         run(compiler, *flags, *before, source, *after, *LINKING, "-o", target)

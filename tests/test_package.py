@@ -9,6 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+from lark_agent.hooks.install import PROGRAMS
+
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = {
     "lark_agent/datapath/job.bpf.o",
@@ -18,6 +20,7 @@ NEEDED = {
     "lark_agent/datapath/bcc_child.py",
     "lark_agent/hooks/native/bin/lark-run",
     "lark_agent/hooks/native/bin/lark-enter",
+    "lark_agent/hooks/native/bin/lark-prepare",
     "lark_agent/rpc/lark/v1/query_pb2.py",
     "lark_agent/rpc/lark/v1/report_pb2_grpc.py",
     "lark_agent/rpc/lark/v1/query_pb2.pyi",
@@ -49,7 +52,7 @@ def test_the_wheel_holds_everything_that_runs(tmp_path: Path) -> None:
         (entry_points,) = [name for name in held if name.endswith("entry_points.txt")]
         commands = archive.read(entry_points).decode()
     assert held.keys() >= NEEDED
-    for program in ("lark-run", "lark-enter"):
+    for program in PROGRAMS:
         mode = held[f"lark_agent/hooks/native/bin/{program}"].external_attr >> 16
         assert mode & stat.S_IXOTH
     for command in ("lark ", "lark-agent ", "lark-collector "):

@@ -77,10 +77,10 @@ def check(file: Path | None) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/usr/libexec/lark"),
     show_default=True,
-    help="Where lark-run and lark-enter go; not on a file system mounted nosuid.",
+    help="Where the programs go; not on a file system mounted nosuid.",
 )
 def install_wrapper(directory: Path) -> None:
-    r"""Install lark-run, and lark-enter with its file capability.
+    r"""Install lark-run, lark-prepare, and lark-enter with its file capability.
 
     \b
     Example:

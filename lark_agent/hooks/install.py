@@ -2,7 +2,7 @@
 
 pip cannot give files capabilities. `lark-enter` needs cap_sys_admin, permitted and effective, in
 the extended attribute security.capability (include/uapi/linux/capability.h, revision 2);
-`lark-run`, beside it, needs nothing.
+`lark-run` and `lark-prepare`, beside it, need nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from lark_agent.errors import PrerequisiteError
 
 BUILT = Path(__file__).parent / "native" / "bin"
+PROGRAMS = ("lark-run", "lark-enter", "lark-prepare")
 _CAP_SYS_ADMIN = 21
 _REVISION_2, _EFFECTIVE = 0x02000000, 0x000001
 CAPABILITY = struct.pack("<5I", _REVISION_2 | _EFFECTIVE, 1 << _CAP_SYS_ADMIN, 0, 0, 0)
@@ -22,13 +23,13 @@ CAPABILITY = struct.pack("<5I", _REVISION_2 | _EFFECTIVE, 1 << _CAP_SYS_ADMIN, 0
 
 
 def install(directory: Path) -> list[str]:
-    """Copy both programs and set the capability; returns what was done.
+    """Copy the programs and set the capability; returns what was done.
 
     Raises PrerequisiteError if they were not built, or the file system takes no capability.
     """
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for name in ("lark-run", "lark-enter"):
+        for name in PROGRAMS:
             # a new file each time: one that runs cannot be written over
             fresh = directory / f".{name}.new"
             shutil.copyfile(BUILT / name, fresh)
@@ -46,4 +47,5 @@ def install(directory: Path) -> list[str]:
             f"{directory} is on a file system mounted nosuid, where capabilities have no effect; "
             "choose another --directory"
         )
-    return [f"{directory}/lark-run", f"{directory}/lark-enter cap_sys_admin=ep"]
+    held = {"lark-enter": " cap_sys_admin=ep"}
+    return [f"{directory}/{name}{held.get(name, '')}" for name in PROGRAMS]

@@ -10,6 +10,7 @@ from lark_agent.cli.doctor.probe import Probe
 from lark_agent.cli.doctor.report import CHECKS, examine
 from lark_agent.config import AgentSettings
 from lark_agent.errors import RemoteError
+from lark_agent.hooks.install import PROGRAMS
 from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ fe800000000000000000000000000001 00000400 00000002 00000000 00450003     eth0
     "/etc/resolv.conf": "nameserver 192.0.2.53\n",
     "/usr/libexec/lark/lark-run": "",
     "/usr/libexec/lark/lark-enter": "",
+    "/usr/libexec/lark/lark-prepare": "",
     "/var/lib/lark/journal.sqlite": "",
 }
 CHAINS = """\
@@ -87,7 +89,7 @@ class Machine:
     def __post_init__(self) -> None:
         for name, text in FILES.items():
             self.write(name, text)
-        for name in ("lark-run", "lark-enter"):
+        for name in PROGRAMS:
             (self.root / "usr/libexec/lark" / name).chmod(0o755)
 
     def write(self, name: str, text: str) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import lark_agent.hooks
+from lark_agent.hooks.install import PROGRAMS
 from tests.conftest import CLONE_NEWNET, LIBC, MS_REC, check, mount
 from tests.hooks.fake_agent import FakeAgent, granted
 
@@ -40,6 +41,11 @@ class Worker:
     scratch: Path
     namespace: int
     """A sandbox's network, with lo, inside0 and inside1; the host has outside0 and outside1."""
+
+    @property
+    def prepare(self) -> Path:
+        """HTCondor's hook, beside the others."""
+        return self.run.with_name("lark-prepare")
 
     @property
     def marker(self) -> Path:
@@ -156,7 +162,7 @@ def worker(fresh_host: Path) -> Iterator[Worker]:
     check(LIBC.mount(b"none", b"/", None, MS_REC | MS_SHARED, None), "share mounts")
     place = Path("/run/libexec")
     place.mkdir(mode=0o755)
-    for name in ("lark-run", "lark-enter"):
+    for name in PROGRAMS:
         shutil.copy(BINARIES / name, place / name)
         (place / name).chmod(0o755)
     allow_sys_admin(place / "lark-enter")

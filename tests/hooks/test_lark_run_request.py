@@ -120,7 +120,7 @@ def test_hard_file_size_limit_refuses(worker: Worker) -> None:
             env=env,
             before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
         )
-    worker.assert_refused(done, "cannot copy $_CONDOR_JOB_AD: it is over the hard limit")
+    worker.assert_refused(done, "cannot copy $_CONDOR_JOB_AD, ", "it is over the hard limit")
 
 
 def unreadable_ad(worker: Worker, kind: str) -> Path:

@@ -20,7 +20,7 @@ from lark_agent.hooks import install
 
 ROOT = Path(__file__).resolve().parents[2]
 WRAPPERS = Path("/run/lark-bin")
-"""Where the lab keeps lark-run and lark-enter."""
+"""Where the lab keeps the wrapper and its companions."""
 STATE = Path("/run/lab")
 """The lab's own files."""
 ADMIN_GROUP = ("lark-admin", 1100)

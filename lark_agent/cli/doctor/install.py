@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lark_agent.cli.doctor.findings import fail, ok, warn
 from lark_agent.cli.units import size
+from lark_agent.hooks.install import PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,12 +45,12 @@ def wrapper(probe: Probe) -> Iterator[Finding]:
         )
         return
     enter = run.with_name("lark-enter")
-    for path in (run, enter):
+    for path in (run.with_name(name) for name in PROGRAMS):
         mode = _mode(probe.path(path))
         if mode is None:
             yield fail(
                 f"{path} does not exist",
-                "as root: lark-agent install-wrapper, which puts both side by side",
+                "as root: lark-agent install-wrapper, which puts all side by side",
             )
             return
         if not mode & stat.S_IXOTH:

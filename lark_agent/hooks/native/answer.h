@@ -26,14 +26,10 @@ static void check_agent(int fd)
 		refuse("the agent at " AGENT_SOCKET " is user %u, not root; " ADVICE, owner.uid);
 }
 
-/* Wait for the answer; return the namespace it grants and the flags with it. */
-static int receive_namespace(int agent, uint32_t *flags)
+/* Wait for the answer; return its size, at least a header's, unless the agent refuses. `reply` has
+ * room for a zero after REPLY_MAX bytes. */
+static size_t receive_answer(int agent, struct msghdr *message, char *reply)
 {
-	char reply[REPLY_MAX + 1] = {0};
-	union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof(int))]; } control;
-	struct iovec data = {reply, REPLY_MAX};
-	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
-		.msg_controllen = sizeof control};
 	struct timespec now, start;
 	struct pollfd wait = {.fd = agent, .events = POLLIN};
 	ssize_t size;
@@ -45,17 +41,32 @@ static int receive_namespace(int agent, uint32_t *flags)
 		time_t left = start.tv_sec + WAIT_SECONDS - now.tv_sec;
 		if (poll(&wait, 1, left > 0 ? (int)left * 1000 : 0) == 0)
 			refuse("no answer from the agent in %d s; " ADVICE, WAIT_SECONDS);
-		size = recvmsg(agent, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+		size = recvmsg(agent, message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	} while (size == -1 && (errno == EINTR || errno == EAGAIN || errno == ECONNRESET));
 	if (size <= 0)
 		refuse(size ? "no answer from the agent: %m; " ADVICE
 		    : "no answer from the agent: it closed the connection; " ADVICE);
 	const uint8_t *head = (const uint8_t *)reply;
-	int status = head[6] | head[7] << 8, namespace = -1;
-	if (size < 8 || memcmp(reply, "LARK\1", 6) != 0 || message.msg_flags & MSG_TRUNC)
+	if (size < 8 || memcmp(reply, "LARK\1", 6) != 0 || message->msg_flags & MSG_TRUNC)
 		refuse("the agent's answer is not of this version; restart lark-agent");
-	if (status != GRANTED)
+	if ((head[6] | head[7] << 8) != GRANTED)
 		refuse("refused by the agent: %s", reply + 8);
+	return (size_t)size;
+}
+
+/* Wait for the answer; return the namespace it grants and the flags with it. */
+__attribute__((unused)) /* by lark-prepare, which is given none */
+static int receive_namespace(int agent, uint32_t *flags)
+{
+	char reply[REPLY_MAX + 1] = {0};
+	union { struct cmsghdr header; char bytes[CMSG_SPACE(sizeof(int))]; } control;
+	struct iovec data = {reply, REPLY_MAX};
+	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
+		.msg_controllen = sizeof control};
+	const uint8_t *head = (const uint8_t *)reply;
+	const size_t size = receive_answer(agent, &message, reply);
+	int namespace = -1;
+
 	granted_by = agent;
 	if (message.msg_controllen >= sizeof control.header
 	    && control.header.cmsg_type == SCM_RIGHTS

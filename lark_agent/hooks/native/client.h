@@ -3,9 +3,10 @@
 #pragma once
 #include "run.h"
 #include <sys/mman.h>
+#include <time.h>
 
-enum { REQUEST_MAX = 16384, VALUE_MAX = 1024, SEALED_NOEXEC = 8 };
-enum field { COMMAND = 1, VARIABLE, OPTION, AD };
+enum { REQUEST_MAX = 16384, VALUE_MAX = 1024, AD_MAX = 1 << 20, SEALED_NOEXEC = 8 };
+enum field { COMMAND = 1, VARIABLE, OPTION, AD, PURPOSE, USER };
 
 static uint8_t request[REQUEST_MAX] = {'L', 'A', 'R', 'K', PROTOCOL};
 static size_t request_size = 8, ad_count;
@@ -35,27 +36,66 @@ static void add(enum field type, const char *name, const char *value, size_t len
 static void add_copy(const char *name, const char *kind, const char *bytes, size_t size)
 {
 	struct rlimit limit, most;
-	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | SEALED_NOEXEC);
+	int fd = memfd_create(kind, MFD_CLOEXEC | MFD_ALLOW_SEALING | SEALED_NOEXEC);
 
 	if (fd == -1 && errno == EINVAL) /* Linux before 6.3 */
-		fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		fd = memfd_create(kind, MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	getrlimit(RLIMIT_FSIZE, &limit); /* meant for the job's files; would kill us with SIGXFSZ */
 	most = (struct rlimit){limit.rlim_max, limit.rlim_max};
 	if (size > limit.rlim_max)
-		refuse("cannot copy $%s: it is over the hard limit of file size; raise it", name);
+		refuse("cannot copy %s: it is over the hard limit of file size; raise it", name);
 	if (fd == -1 || setrlimit(RLIMIT_FSIZE, &most) == -1
 	    || pwrite(fd, bytes, size, 0) != (ssize_t)size || setrlimit(RLIMIT_FSIZE, &limit) == -1
 	    || fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) == -1)
-		refuse("cannot copy $%s: %m; raise the limit of memory", name);
+		refuse("cannot copy %s: %m; raise the limit of memory", name);
 	add(AD, NULL, kind, 1);
 	ads[ad_count++] = fd;
 }
 
-/* Send the request; return the socket, on which the answer will come. */
-static int ask_agent(void)
+/* Add an ad that was opened, and close it. What cannot be read refuses the job: without its ad it
+ * might get a laxer plan. `name` is what people know it by. */
+static void add_ad(int fd, const char *name, const char *kind)
+{
+	static char copy[AD_MAX + 1];
+	size_t size = 0;
+	ssize_t got = 0;
+
+	do
+		size += (size_t)(got = read(fd, copy + size, sizeof copy - size));
+	while (got > 0 && size < sizeof copy);
+	if (got == -1)
+		refuse("cannot read %s: %m; is its file system in order?", name);
+	if (size > AD_MAX)
+		refuse("cannot read %s: over 1 MiB; it must be an ad", name);
+	close(fd);
+	add_copy(name, kind, copy, size);
+}
+
+/* Connect to the agent; one that is just being restarted may take `patience` seconds to be back. */
+static int connect_agent(int patience)
 {
 	const struct sockaddr_un agent = {.sun_family = AF_UNIX, .sun_path = AGENT_SOCKET};
-	const struct timeval patience = {.tv_sec = WAIT_SECONDS};
+	const struct timeval most = {.tv_sec = WAIT_SECONDS};
+	const struct timespec pause = {.tv_nsec = 200000000};
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+
+	if (fd == -1 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof most) == -1)
+		refuse("cannot make a socket: %m; raise the limit of open files");
+	for (int left = patience * 5;;) {
+		if (connect(fd, (const struct sockaddr *)&agent, sizeof agent) == 0)
+			return fd;
+		if (errno == EINTR) /* SIGSTOP and SIGCONT interrupt calls that have a timeout,
+				     * even without a handler */
+			continue;
+		if ((errno != ENOENT && errno != ECONNREFUSED) || left-- <= 0)
+			refuse("no agent at " AGENT_SOCKET ": %m; start lark-agent, or " ADVICE);
+		(void)nanosleep(&pause, NULL);
+	}
+}
+
+/* Send the request; return the socket, on which the answer will come. */
+static int ask_agent(int patience)
+{
 	/* at most two ads: the lengths fit musl's 32 bits as well as glibc's 64 */
 	const unsigned length = (unsigned)CMSG_LEN(ad_count * sizeof *ads);
 	const unsigned space = ad_count ? (unsigned)CMSG_SPACE(ad_count * sizeof *ads) : 0;
@@ -64,21 +104,14 @@ static int ask_agent(void)
 	struct iovec data = {request, request_size};
 	struct msghdr message = {.msg_iov = &data, .msg_iovlen = 1, .msg_control = &control,
 		.msg_controllen = space};
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	int fd = connect_agent(patience);
 	ssize_t result;
 
-	if (fd == -1 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) == -1)
-		refuse("cannot make a socket: %m; raise the limit of open files");
-	do /* SIGSTOP and SIGCONT interrupt calls that have a timeout, even without a handler */
-		result = connect(fd, (const struct sockaddr *)&agent, sizeof agent);
-	while (result == -1 && errno == EINTR);
-	if (result == -1)
-		refuse("no agent at " AGENT_SOCKET ": %m; start lark-agent, or " ADVICE);
 	memcpy(CMSG_DATA(&control.header), ads, sizeof ads);
 	do
 		result = sendmsg(fd, &message, MSG_NOSIGNAL);
 	while (result == -1 && errno == EINTR);
-	if (result == -1 && errno != EPIPE && errno != ECONNRESET) /* else lark-enter reads why */
+	if (result == -1 && errno != EPIPE && errno != ECONNRESET) /* else the answer says why */
 		refuse("cannot ask the agent at " AGENT_SOCKET ": %m; " ADVICE);
 	return fd;
 }

@@ -17,7 +17,6 @@
 
 #define VERSION "0.1.0"
 #define USAGE "usage: lark-run [--profile NAME] [--job-id ID] [--group NAME] [--] COMMAND [ARG...]"
-enum { AD_MAX = 1 << 20 };
 
 static void resign(int status, const char *line, size_t length)
 {
@@ -62,33 +61,23 @@ static char **read_options(char **argv)
 	return argv;
 }
 
-/* Add a copy of the ad that the variable names, nothing if it is unset. It is read here, as the
- * user: the file system may be one that a user serves. An ad that cannot be read refuses the job:
- * without it the job might get a laxer plan. */
-static void add_ad(const char *variable, const char *kind)
+/* Add the ad that the variable names, nothing if it is unset. It is read here, as the user: the
+ * file system may be one that a user serves. */
+static void add_named_ad(const char *variable, const char *kind)
 {
-	static char copy[AD_MAX + 1];
 	const char *path = getenv(variable);
+	char name[VALUE_MAX];
 	struct stat is;
-	size_t size = 0;
-	ssize_t got = 0;
 
 	if (!path)
 		return;
+	(void)snprintf(name, sizeof name, "$%s, %s", variable, path);
 	int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY); /* a fifo may not block */
 	if (fd == -1 || fstat(fd, &is) == -1)
-		refuse("cannot read $%s, %s: %m; it must name an ad", variable, path);
+		refuse("cannot read %s: %m; it must name an ad", name);
 	if (!S_ISREG(is.st_mode))
-		refuse("cannot read $%s, %s: no regular file; it must name an ad", variable, path);
-	do
-		size += (size_t)(got = read(fd, copy + size, sizeof copy - size));
-	while (got > 0 && size < sizeof copy);
-	if (got == -1)
-		refuse("cannot read $%s, %s: %m; is its file system in order?", variable, path);
-	if (size > AD_MAX)
-		refuse("cannot read $%s, %s: over 1 MiB; it must name an ad", variable, path);
-	close(fd);
-	add_copy(variable, kind, copy, size);
+		refuse("cannot read %s: no regular file; it must name an ad", name);
+	add_ad(fd, name, kind);
 }
 
 /* Hand over to lark-enter with everything that its exec would destroy. */
@@ -139,9 +128,9 @@ int main(int argc, char **argv)
 		if (value)
 			add(VARIABLE, variables[i], value, strlen(value));
 	}
-	add_ad("_CONDOR_JOB_AD", "j");
-	add_ad("_CONDOR_MACHINE_AD", "m");
-	saved[SOCKET] = (uintmax_t)ask_agent();
+	add_named_ad("_CONDOR_JOB_AD", "j");
+	add_named_ad("_CONDOR_MACHINE_AD", "m");
+	saved[SOCKET] = (uintmax_t)ask_agent(0);
 	if (getrlimit(RLIMIT_STACK, &stack) == -1 || prctl(PR_GET_PDEATHSIG, &death_signal) == -1)
 		refuse("cannot read the stack limit and death signal: %m; allow it in seccomp");
 	saved[STACK_LIMIT] = stack.rlim_cur;
