@@ -7,7 +7,7 @@ PACKAGES := clang libbpf-dev libc6-dev musl-tools gcc make python3-venv nftables
 	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64 \
 	udhcpc dnsmasq-base openvswitch-switch debootstrap debian-archive-keyring
 SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/datapath/*.h \
-	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h)
+	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h lark_agent/schedulers/*.py)
 PYTEST_WORKERS ?= 2
 SUITE ?= trixie
 
@@ -66,4 +66,5 @@ format: build ## Rewrite in house style
 	$(BIN)/ruff format .
 
 clean: ## Remove what was built
-	rm -rf $(VENV) build *.egg-info lark_agent/rpc/lark lark_agent/hooks/native/bin lark_agent/datapath/*.o
+	rm -rf $(VENV) build *.egg-info lark_agent/rpc/lark lark_agent/hooks/native/bin \
+		lark_agent/hooks/native/environment.h lark_agent/datapath/*.o

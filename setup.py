@@ -5,6 +5,7 @@ Everything is built from the tree by `pip install .` (and in place by `pip insta
 
 * ``lark_agent/datapath/{job,host,host-networks}.bpf.o`` by ``clang -target bpf``; only UAPI headers
   are needed;
+* ``lark_agent/hooks/native/environment.h`` from the tables of ``lark_agent.schedulers``;
 * ``lark_agent/hooks/native/bin/lark-run``, ``lark-enter`` and ``lark-prepare`` by the C compiler,
   hardened;
 * ``lark_agent/rpc/lark/v1/*_pb2*.py`` by protoc from ``protos/``.
@@ -17,6 +18,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 from typing import ClassVar
@@ -98,9 +100,22 @@ def compile_bpf(source: Path, target: Path, *more: str) -> None:
     run(clang, "-target", "bpf", *flags, "-c", source, "-o", target)
 
 
+def write_environment(header: Path) -> None:
+    """Write the names of the variables that lark-run sends, as the batch systems' tables say."""
+    sys.path.insert(0, str(ROOT))  # absent from an isolated build's; the package is not installed
+    from lark_agent.schedulers import ENVIRONMENT  # noqa: PLC0415  needs the line above
+
+    names = ", \\\n\t".join(f'"{name}"' for name in ENVIRONMENT)
+    header.write_text(
+        "/* Variables that name a job: from the tables of lark_agent/schedulers, by setup.py. */\n"
+        f"#pragma once\n#define NAMING_ENVIRONMENT \\\n\t{names}\n"
+    )
+
+
 def build_wrapper() -> list[Path]:
     """Compile lark-run, lark-enter (which gets the file capability) and lark-prepare."""
     native = PACKAGE / "hooks" / "native"
+    write_environment(native / "environment.h")
     (native / "bin").mkdir(exist_ok=True)
     compiler, before, after = wrapper_compiler()
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)

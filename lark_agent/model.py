@@ -44,6 +44,10 @@ class Scheduler(StrEnum):
     HTCONDOR = "htcondor"
     SLURM = "slurm"
     PLAIN = "plain"
+    """None: a person, or something that does not name its jobs, such as cron."""
+    PBS = "pbs"
+    LSF = "lsf"
+    GRIDENGINE = "gridengine"
 
 
 class Connectivity(StrEnum):

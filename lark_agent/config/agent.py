@@ -32,6 +32,7 @@ from lark_agent.config.worker import (
 )
 from lark_agent.model import BUILT_IN_CLASSES, DEFAULT_CLASS, MAX_CLASSES, Connectivity, Direction
 from lark_agent.quantities import NotAQuantity, rate_text, rates
+from lark_agent.schedulers import LAUNCHERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +53,7 @@ class AgentSettings(Section, frozen=True):
     """Name of this worker in records; empty: the host name."""
     admin_group: str = "lark-admin"
     """Members see every job; others see their own."""
-    trusted_launchers: tuple[str, ...] = ("condor_starter", "slurmstepd")
+    trusted_launchers: tuple[str, ...] = LAUNCHERS
     """Commands of root that are the batch system: the jobs they start are named by it."""
     shared_accounts: tuple[str, ...] = ("nobody", "slot*", "condor*")
     """Accounts (patterns) that run jobs of many: only there does the ad name the owner."""

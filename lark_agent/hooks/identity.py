@@ -1,8 +1,8 @@
 """Who a job is: from the caller the kernel vouches for, and what the request says.
 
-Each batch system is one small function in the table `NAMINGS`: it looks at the request and answers
-with the words that name the job, or None if the job is not its. The first that answers names the
-job; the wrapper's own options name what no batch system does.
+The batch systems and the words by which each names a job are in `lark_agent.schedulers`. The one
+whose process launched the job is asked; where that is not known, the first that answers names it.
+The wrapper's own options name what no batch system does.
 
 Whose words these are: the account is the kernel's, and it owns the job. Only an account that runs
 jobs of many (`shared_accounts`: nobody, slot users) says nothing; then the owner is the ad's, if
@@ -19,19 +19,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lark_agent.hooks import htcondor, slurm
-from lark_agent.hooks.naming import Naming
+from lark_agent import schedulers
 from lark_agent.hooks.request import printable
 from lark_agent.model import Job, Scheduler
 from lark_agent.policy import ads, requests
+from lark_agent.schedulers.naming import Naming, Said
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from lark_agent.hooks.request import RunRequest
     from lark_agent.policy.ads import Ad
 
-NAMINGS: tuple[Callable[[RunRequest, Ad], Naming | None], ...] = (htcondor.naming, slurm.naming)
 MAX_WORD = 256
 
 
@@ -71,10 +68,15 @@ def identify(request: RunRequest, caller: Caller) -> tuple[Job, Ad]:
     ad: Ad = {}
     if request.job_ad is not None:
         ad = ads.parse(request.job_ad, "job ad", requests.NAMES)
-    named = next((n for naming in NAMINGS if (n := naming(request, ad))), None)
-    scheduler = named.scheduler if named else Scheduler.PLAIN
-    verified = named is not None and caller.trusted
-    words = named if named is not None else Naming(scheduler, "", "", "")
+    folded = None if request.job_ad is None else {name.lower(): value for name, value in ad.items()}
+    launcher = caller.launcher.command if caller.launcher else ""
+    named = schedulers.name(Said(request.environment, folded), launcher)
+    scheduler, words, verified = Scheduler.PLAIN, Naming(""), False
+    if named is not None:
+        system, words = named
+        scheduler, verified = system.scheduler, caller.trusted
+        if verified and not system.brings_ad:
+            ad = {}  # the user's own making, which rules would take for the batch system's
     # what the batch system said is not for the job's user to replace
     options = {} if verified else request.options
     job_id = options.get("job-id") or words.job_id or f"pid-{caller.pid}"

@@ -15,22 +15,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lark_agent.hooks import slurm
+from lark_agent.schedulers import slurm, starts_one_job
+from lark_agent.schedulers.naming import Said
 
 if TYPE_CHECKING:
     from lark_agent.hooks.identity import Caller
     from lark_agent.hooks.request import RunRequest
 
-SERVES_ONE_JOB = frozenset({"condor_starter"})
-"""Launchers that start one job in their life."""
-
 
 def key(caller: Caller, request: RunRequest) -> str:
     """Return what this caller shares with others of its job; empty: nothing."""
     if caller.by_root:
-        named = slurm.naming(request, {})
+        named = slurm.SYSTEM.naming(Said(request.environment))
         return f"slurm {named.job_id} {caller.uid}" if named else ""
     launcher = caller.launcher
-    if launcher is None or launcher.command not in SERVES_ONE_JOB:
+    if launcher is None or not starts_one_job(launcher.command):
         return ""
     return f"{launcher.command} {launcher.pid} {launcher.start_time}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from lark_agent.hooks.identity import Caller, Launcher, identify
 from lark_agent.hooks.request import RunRequest
 from lark_agent.model import Scheduler
 
 LAUNCHER = Launcher(4000, 123456, "condor_starter")
 STARTER = Caller(4711, 1001, "slot1_3", LAUNCHER, shared_account=True)
+STEPD = Caller(4711, 1001, "nobody", Launcher(4000, 123456, "slurmstepd"), shared_account=True)
 OWN_ACCOUNT = Caller(4711, 1001, "alice", LAUNCHER)
 PERSON = Caller(4711, 1001, "alice")
 AD = b"""GlobalJobId = "submit.example.org#12.0#1700000000"
@@ -67,12 +70,39 @@ def test_slurm_names_the_job_in_its_environment() -> None:
         "SLURM_JOB_ID": "101", "SLURM_CLUSTER_NAME": "campus", "SLURM_JOB_USER": "bob",
         "SLURM_JOB_ACCOUNT": "physics",
     }  # fmt: skip
-    job, _ = identify(RunRequest(environment=words), STARTER)
+    job, _ = identify(RunRequest(environment=words), STEPD)
     assert (job.scheduler, job.job_id, job.owner) == (Scheduler.SLURM, "campus:101", "bob")
     assert job.accounting_group == "physics"
     words |= {"SLURM_ARRAY_JOB_ID": "99", "SLURM_ARRAY_TASK_ID": "2"}
-    job, _ = identify(RunRequest(environment=words), STARTER)
+    job, _ = identify(RunRequest(environment=words), STEPD)
     assert job.job_id == "campus:99_2"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words", "scheduler", "job_id"),
+    [
+        ("slurmstepd", {"SLURM_JOB_ID": "101"}, Scheduler.SLURM, "101"),
+        ("pbs_mom", {"PBS_JOBID": "7.pbs1"}, Scheduler.PBS, "7.pbs1"),
+        ("res", {"LSB_JOBID": "7"}, Scheduler.LSF, "7"),
+        ("sge_shepherd", {"JOB_ID": "7", "SGE_TASK_ID": "2"}, Scheduler.GRIDENGINE, "7.2"),
+    ],
+)
+def test_an_ad_of_ones_own_making_is_not_the_batch_systems(
+    launcher: str, words: dict[str, str], scheduler: Scheduler, job_id: str
+) -> None:
+    """A job that exports _CONDOR_JOB_AD is not named by it, and no rule sees it."""
+    caller = Caller(4711, 1001, "alice", Launcher(4000, 123456, launcher))
+    job, ad = identify(RunRequest(environment=words, job_ad=AD), caller)
+    assert (job.scheduler, job.job_id, job.accounting_group) == (scheduler, job_id, "")
+    assert job.verified
+    assert ad == {}
+
+
+def test_a_trusted_launcher_that_does_not_name_the_job_verifies_nothing() -> None:
+    """pbs_mom without PBS_JOBID started something else; other systems' variables are no name."""
+    caller = Caller(4711, 1001, "alice", Launcher(4000, 123456, "pbs_mom"))
+    job, _ = identify(RunRequest(environment={"SLURM_JOB_ID": "1"}, job_ad=AD), caller)
+    assert (job.scheduler, job.job_id, job.verified) == (Scheduler.PLAIN, "pid-4711", False)
 
 
 def test_the_wrappers_own_arguments_name_a_plain_job() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from lark_agent import schedulers
 from tests.hooks.conftest import PLAIN_ENVIRONMENT, USER
 
 if TYPE_CHECKING:
@@ -24,16 +25,9 @@ SEALED = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 
 def test_request_names_the_job(worker: Worker) -> None:
-    """argv[0], the listed variables and the options go to the agent; nothing else does."""
-    listed = {
-        "_CONDOR_SLOT": "slot1_1",
-        "SLURM_JOB_ID": "17",
-        "SLURM_ARRAY_JOB_ID": "16",
-        "SLURM_ARRAY_TASK_ID": "1",
-        "SLURM_JOB_USER": "alice",
-        "SLURM_JOB_ACCOUNT": "physics",
-        "SLURM_CLUSTER_NAME": "",
-    }
+    """argv[0], the batch systems' variables and the options go to the agent; nothing else does."""
+    listed = {name: f"word {number}" for number, name in enumerate(schedulers.ENVIRONMENT)}
+    listed[schedulers.ENVIRONMENT[-1]] = ""
     options = ["--profile", "none", "--job-id", "j 1", "--group", "g", "--"]
     with worker.agent() as agent:
         done = worker.wrapped(

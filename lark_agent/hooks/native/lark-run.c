@@ -12,6 +12,7 @@
  * travels as environment: arguments are readable by everybody while the job waits. */
 #define _GNU_SOURCE
 #include "client.h"
+#include "environment.h"
 #include "last-words.h"
 #include <sys/personality.h>
 
@@ -114,9 +115,7 @@ static void exec_enter(const uintmax_t *saved, char **job)
 
 int main(int argc, char **argv)
 {
-	static const char *const variables[] = {"_CONDOR_SLOT", "SLURM_JOB_ID",
-		"SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_JOB_USER", "SLURM_JOB_ACCOUNT",
-		"SLURM_CLUSTER_NAME"};
+	static const char *const variables[] = {NAMING_ENVIRONMENT};
 	uintmax_t saved[SAVED] = {[CLOSED_STDIO] = hold_stdio()};
 	char **job = read_options(argv + (argc > 0));
 	struct rlimit stack;
