@@ -10,6 +10,7 @@ import click
 
 from lark_agent.config import AGENT_FILE, AgentSettings, load
 from lark_agent.errors import LarkError
+from lark_agent.hooks.install import DIRECTORY
 
 _FILE = click.option(
     "--config",
@@ -75,7 +76,7 @@ def check(file: Path | None) -> None:
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("/usr/libexec/lark"),
+    default=DIRECTORY,
     show_default=True,
     help="Where the programs go; not on a file system mounted nosuid.",
 )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lark_agent.accounting.questions import GroupBy, JobFilter
+from lark_agent.cli import run as starting
 from lark_agent.cli import units
 from lark_agent.cli.policy import policy
 from lark_agent.cli.quota import quota
@@ -41,6 +42,7 @@ Exit status:
   2    wrong option, or a configuration file that cannot be used
   6    the agent or collector did not answer, or refused
   7    no such job among those you may see
+  125  `lark run` could not start the command
   130  interrupted
 """
 
@@ -325,6 +327,7 @@ def doctor(obj: dict[str, str | None], config: Path | None, as_json: bool) -> No
 
 lark.add_command(policy)
 lark.add_command(quota)
+lark.add_command(starting.run)
 
 
 def settings_of(words: tuple[str, ...]) -> dict[str, str]:

@@ -16,10 +16,19 @@ from lark_agent.errors import PrerequisiteError
 
 BUILT = Path(__file__).parent / "native" / "bin"
 PROGRAMS = ("lark-run", "lark-enter", "lark-prepare")
+DIRECTORY = Path("/usr/libexec/lark")
+"""Where it goes unless the admin says otherwise."""
 _CAP_SYS_ADMIN = 21
 _REVISION_2, _EFFECTIVE = 0x02000000, 0x000001
 CAPABILITY = struct.pack("<5I", _REVISION_2 | _EFFECTIVE, 1 << _CAP_SYS_ADMIN, 0, 0, 0)
 """Value of security.capability for cap_sys_admin=ep."""
+
+
+def find(*more: Path) -> Path | None:
+    """Return the lark-run that this process would start: on PATH, in DIRECTORY, or in `more`."""
+    on_path = shutil.which("lark-run")
+    candidates = [Path(on_path)] if on_path else [d / "lark-run" for d in (DIRECTORY, *more)]
+    return next((path.resolve() for path in candidates if path.exists()), None)
 
 
 def install(directory: Path) -> list[str]:

@@ -12,15 +12,15 @@ import os
 import platform
 import shutil
 import socket
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lark_agent import hooks
 from lark_agent.cli import asking
 from lark_agent.cli.doctor.probe import Probe
 from lark_agent.config import AGENT_FILE, AgentSettings, load
 from lark_agent.errors import ConfigurationError
+from lark_agent.hooks import install
 from lark_agent.linux import libc, namespaces, nftables
 from lark_agent.linux.traffic import MAJOR, HtbClass, Traffic
 
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
     from lark_agent.config import Network
     from lark_agent.errors import LarkError
     from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
-
-INSTALLED = (
-    # where `lark-agent install-wrapper` puts it
-    Path("/usr/libexec/lark"),
-    Path(hooks.__file__).parent / "native" / "bin",
-)
-"""Where lark-run is looked for after PATH."""
 
 TRIAL = """
 table inet lark_doctor {
@@ -85,7 +78,7 @@ def probe(config: Path | None, agent: str | None) -> Probe:
         connect=_connect,
         agents=_agents,
         status=status,
-        wrapper=_wrapper,
+        wrapper=partial(install.find, install.BUILT),
         capability=lambda path: os.getxattr(path, "security.capability"),
         free_bytes=lambda path: shutil.disk_usage(path).free,
         group_exists=_group_exists,
@@ -157,12 +150,6 @@ def _agents() -> list[int]:
             if same:
                 found.append(process.pid)
     return found
-
-
-def _wrapper() -> Path | None:
-    on_path = shutil.which("lark-run")
-    candidates = [Path(on_path)] if on_path else [d / "lark-run" for d in INSTALLED]
-    return next((path.resolve() for path in candidates if path.exists()), None)
 
 
 def _group_exists(name: str) -> bool:
