@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.lab.process import Process
 
 AdValue = str | int | float | bool
-Scheduler = Literal["htcondor", "slurm", "plain"]
+Scheduler = Literal["htcondor", "slurm", "pbs", "lsf", "gridengine", "plain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ class JobSpec:
     def job_id(self) -> str:
         """As the batch system names the job; empty at a prompt, where none does."""
         condor = f"submit1.campus.test#{self.number}.0#1700000000"
-        return {"htcondor": condor, "slurm": str(self.number), "plain": ""}[self.scheduler]
+        unusual = {"htcondor": condor, "pbs": f"{self.number}.pbs1", "plain": ""}
+        return unusual.get(self.scheduler, str(self.number))
 
     def job_ad(self) -> str:
         """Return the text of .job.ad."""

@@ -1,10 +1,10 @@
 """The batch system's process on the worker: starts one job through the wrapper and watches it.
 
-It does what condor_starter or slurmstepd do at the last moment, no more: make the scratch
-directory, write the ads (owned by the job's user, as the real ones are), set the environment that
-names the job, fork, become the user, change to the scratch directory, exec the wrapper with the
-job as its arguments. It stays the job's parent, is root's, and there is one per job: that is how
-an agent tells the batch system's word from the user's.
+It does what condor_starter, slurmstepd, pbs_mom, res or sge_shepherd do at the last moment, no
+more: make the scratch directory, write the ads (owned by the job's user, as the real ones are), set
+the environment that names the job, fork, become the user, change to the scratch directory, exec the
+wrapper with the job as its arguments. It stays the job's parent, is root's, and there is one per
+job: that is how an agent tells the batch system's word from the user's.
 
 `plain` is what a user does at a prompt: the wrapper's parent is the user's own process, between
 the job and this one.
@@ -25,7 +25,10 @@ from typing import Any
 
 WRAPPER_ERROR = ".job_wrapper_failure"
 PR_SET_NAME = 15
-COMMANDS = {"htcondor": b"condor_starter", "slurm": b"slurmstepd", "plain": b"starter"}
+COMMANDS = {
+    "htcondor": b"condor_starter", "slurm": b"slurmstepd", "pbs": b"pbs_mom", "lsf": b"res",
+    "gridengine": b"sge_shepherd", "plain": b"starter",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -82,11 +85,29 @@ def naming(orders: dict[str, Any], scratch: Path) -> dict[str, str]:
             "CONDOR_STARTER_PID": str(os.getpid()),
             "TMPDIR": str(scratch),
         }
+    words = {
+        "plain": {}, "slurm": slurm(orders),
+        "pbs": {
+            "PBS_JOBID": f"{number}.pbs1", "PBS_ACCOUNT": "physics", "PBS_QUEUE": "workq",
+            "PBS_O_LOGNAME": user, "PBS_ENVIRONMENT": "PBS_BATCH",
+        },
+        "lsf": {
+            "LSB_JOBID": str(number), "LSB_JOBINDEX": "0", "LSB_PROJECT_NAME": "physics",
+            "LSB_QUEUE": "normal", "LSFUSER": user,
+        },
+        "gridengine": {
+            "JOB_ID": str(number), "SGE_TASK_ID": "undefined", "SGE_ACCOUNT": "physics",
+            "QUEUE": "all.q", "SGE_O_LOGNAME": user, "ENVIRONMENT": "BATCH",
+        },
+    }  # fmt: skip
     shared = {"HOME": orders["home"], "USER": user, "LOGNAME": user}
-    if orders["scheduler"] == "plain":
-        return shared
+    return {**shared, **words[orders["scheduler"]]}
+
+
+def slurm(orders: dict[str, Any]) -> dict[str, str]:
+    """Return what slurmstepd sets for a task."""
+    user, number = orders["user"], orders["number"]
     return {
-        **shared,
         "SLURM_JOB_ID": str(number), "SLURM_JOBID": str(number), "SLURM_JOB_USER": user,
         "SLURM_JOB_UID": str(orders["uid"]), "SLURM_JOB_ACCOUNT": "physics",
         "SLURM_JOB_NAME": Path(orders["command"][0]).name, "SLURM_CLUSTER_NAME": "campus",
