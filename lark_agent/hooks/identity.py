@@ -71,7 +71,9 @@ def identify(request: RunRequest, caller: Caller) -> tuple[Job, Ad]:
     ad: Ad = {}
     if request.job_ad is not None:
         ad = ads.parse(request.job_ad, "job ad", requests.NAMES)
-    named = next((n for naming in NAMINGS if (n := naming(request, ad))), None)
+    # root speaks for another account in Slurm's plugin only; the ads are the plugin's then
+    namings = NAMINGS if request.user is None else (slurm.naming,)
+    named = next((n for naming in namings if (n := naming(request, ad))), None)
     scheduler = named.scheduler if named else Scheduler.PLAIN
     verified = named is not None and caller.trusted
     words = named if named is not None else Naming(scheduler, "", "", "")

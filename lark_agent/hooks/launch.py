@@ -6,7 +6,7 @@ sandbox, and the first of them decides about it, because what came later could h
 by the job itself. So the key is made of what the kernel says, and of words of root:
 
 * HTCondor: the starter, a process of root that serves one job. Its pid and start time.
-* root that asks for an account (Slurm's plugin): the job's id and account.
+* root that asks for an account (Slurm's plugin): cluster, job id and account.
 
 Everything else has no key: each call of the wrapper is a job of its own.
 """
@@ -14,8 +14,6 @@ Everything else has no key: each call of the wrapper is a job of its own.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from lark_agent.hooks import slurm
 
 if TYPE_CHECKING:
     from lark_agent.hooks.identity import Caller
@@ -28,8 +26,9 @@ SERVES_ONE_JOB = frozenset({"condor_starter"})
 def key(caller: Caller, request: RunRequest) -> str:
     """Return what this caller shares with others of its job; empty: nothing."""
     if caller.by_root:
-        named = slurm.naming(request, {})
-        return f"slurm {named.job_id} {caller.uid}" if named else ""
+        words = request.environment
+        job, cluster = words.get("SLURM_JOB_ID", ""), words.get("SLURM_CLUSTER_NAME", "")
+        return f"slurm {cluster} {job} {caller.uid}" if job else ""
     launcher = caller.launcher
     if launcher is None or launcher.command not in SERVES_ONE_JOB:
         return ""

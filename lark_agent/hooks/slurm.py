@@ -12,6 +12,7 @@ from lark_agent.model import Scheduler
 
 if TYPE_CHECKING:
     from lark_agent.hooks.request import RunRequest
+    from lark_agent.model import Record
     from lark_agent.policy.ads import Ad
 
 
@@ -31,3 +32,15 @@ def naming(request: RunRequest, ad: Ad) -> Naming | None:  # noqa: ARG001  one s
         words.get("SLURM_JOB_USER", ""),
         words.get("SLURM_JOB_ACCOUNT", ""),
     )
+
+
+def summary(record: Record) -> str:
+    """Return what stays with the job at Slurm, in its admin comment: bytes by direction and class.
+
+    Such as "lark worker1: sent=1200 received=34000 campus=1200/34000".
+    """
+    usage = record.usage
+    classes = "".join(
+        f" {c.traffic_class}={c.sent.bytes}/{c.received.bytes}" for c in usage.classes
+    )
+    return f"lark {record.worker}: sent={usage.sent.bytes} received={usage.received.bytes}{classes}"
