@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PACKAGES := clang libbpf-dev libc6-dev musl-tools gcc make python3-venv nftables libnftables1 iproute2 \
 	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64 \
 	udhcpc dnsmasq-base openvswitch-switch debootstrap debian-archive-keyring
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge libslurm-dev mariadb-server-core mariadb-client-core
 SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/datapath/*.h \
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h lark_agent/schedulers/*.py)
 PYTEST_WORKERS ?= 2
 SUITE ?= trixie
 
-.PHONY: help system build demo test test-htcondor bench experiments lint format clean
+.PHONY: help system build demo test test-htcondor test-slurm bench experiments lint format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,10 +41,15 @@ demo: build ## Show jobs in networks of their own, and compare with captures (KE
 	$(BIN)/python -m tests.lab.demo $(if $(KEEP),--keep)
 
 test: build ## Run every test but those of the batch systems
-	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m 'not htcondor'
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m 'not htcondor and not slurm'
 
 test-htcondor: build ## Run jobs of a real HTCondor, of Debian's release SUITE (trixie, or sid)
 	SUITE=$(SUITE) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile tests/htcondor
+
+test-slurm: build ## Run jobs of a real Slurm, this machine's release
+	@$(MAKE) --no-print-directory system PACKAGES="$(SLURM_PACKAGES)"
+	@[ -e lark_agent/hooks/native/bin/spank_lark.so ] || { rm -f $(VENV)/.built; $(MAKE) --no-print-directory build; }
+	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile tests/slurm
 
 bench: build ## Measure what the wrapper adds to a job's start
 	$(BIN)/python -m tests.bench.start

@@ -7,7 +7,7 @@ Everything is built from the tree by `pip install .` (and in place by `pip insta
   are needed;
 * ``lark_agent/hooks/native/environment.h`` from the tables of ``lark_agent.schedulers``;
 * ``lark_agent/hooks/native/bin/lark-run``, ``lark-enter`` and ``lark-prepare`` by the C compiler,
-  hardened;
+  hardened; beside them ``spank_lark.so``, where Slurm's headers are (it fits that release only);
 * ``lark_agent/rpc/lark/v1/*_pb2*.py`` by protoc from ``protos/``.
 """
 
@@ -41,6 +41,9 @@ LINKING = ["-Wl,-z,relro,-z,now,-z,noexecstack", "-s"]
 MUSL = Path("/usr/lib") / f"{platform.machine()}-linux-musl"
 
 
+SPANK_HEADER = Path("/usr/include/slurm/spank.h")
+
+
 class BuildNative(Command):
     """Compile what is not Python into the package directory."""
 
@@ -58,7 +61,7 @@ class BuildNative(Command):
 
     def run(self) -> None:
         """Build into the source tree, then copy into the wheel unless the install is editable."""
-        built = [*build_bpf(), *build_wrapper(), *build_rpc()]
+        built = [*build_bpf(), *build_wrapper(), *build_spank(), *build_rpc()]
         if not self.editable_mode and self.build_lib:
             for path in built:
                 target = Path(self.build_lib) / path.relative_to(ROOT)
@@ -128,6 +131,22 @@ def build_wrapper() -> list[Path]:
         run(compiler, *flags, *before, source, *after, *LINKING, "-o", target)
         built.append(target)
     return built
+
+
+def build_spank() -> list[Path]:
+    """Compile Slurm's plugin; nothing without Slurm's headers, for which other sites have no use.
+
+    It is loaded into Slurm's own programs, so it is built as they are: shared, against their libc.
+    """
+    native = PACKAGE / "hooks" / "native"
+    if not SPANK_HEADER.exists():
+        return []
+    target, source = native / "bin" / "spank_lark.so", native / "spank_lark.c"
+    target.parent.mkdir(exist_ok=True)
+    hardening = [flag for flag in HARDENING if flag != "-fPIE"]
+    flags = [*WARNINGS, *hardening, "-fPIC", "-shared", "-fvisibility=hidden"]
+    run(os.environ.get("CC", "cc"), *flags, source, *LINKING, "-o", target)
+    return [target]
 
 
 def wrapper_compiler() -> tuple[str, list[object], list[object]]:

@@ -64,6 +64,8 @@ class Attachment:
     """The kernel knows neither plan nor counters any more: the pins were removed."""
     outcome_known: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the wrapper's conversation with the gate is over."""
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when `record` is the final one."""
 
     @property
     def main(self) -> Member:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
 _REAP_SECONDS = 0.5
 _RETRY_SECONDS = 1.0
+_LAST_RECORD_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 
 
@@ -177,16 +178,24 @@ class Attachments:
             attachment.outcome_known.clear()
         asyncio.get_running_loop().add_reader(member.pidfd, self._fired, attachment, member)
 
-    async def release(self, key: str) -> None:
-        """Keep a sandbox no longer for processes that may come."""
+    async def release(self, key: str) -> Record | None:
+        """Keep a sandbox no longer for processes that may come; returns the final record.
+
+        None if nothing has it, or something that is not the batch system's still runs in it and
+        stays for more than a minute.
+        """
         attachment = self.of(key)
         if attachment is None:
-            return
+            return None
         attachment.steps = False
         identity, launch = attachment.record.attachment_id, attachment.launch
         with suppress(StoreError):  # after a restart it would be kept for its time
             await self._in_journal(lambda: self._journal.join(identity, launch))
         self._consider(attachment)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(attachment.finished.wait(), _LAST_RECORD_SECONDS)
+            return attachment.record
+        return None
 
     async def _put_in_force(self, holding: Holding) -> None:
         try:
@@ -392,6 +401,7 @@ class Attachments:
             if member.pidfd >= 0:
                 os.close(member.pidfd)
         self._pool.condemn(attachment.sandbox)
+        attachment.finished.set()
         usage = record.usage
         log.info(
             "final", attachment=record.attachment_id, slot=record.slot, job=record.job.job_id,

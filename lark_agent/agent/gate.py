@@ -42,7 +42,7 @@ from lark_agent.errors import (
     Refused,
     Unavailable,
 )
-from lark_agent.hooks import launch
+from lark_agent.hooks import launch, slurm
 from lark_agent.hooks import request as wire
 from lark_agent.hooks.identity import Caller, Launcher, identify
 from lark_agent.linux import namespaces, process
@@ -242,19 +242,20 @@ class Gate:
         self, connection: socket.socket, request: wire.RunRequest, caller: Caller
     ) -> None:
         """Do what the batch system asks about a job that is not there yet, or no more."""
-        key = launch.key(caller, request)
+        key, line = launch.key(caller, request), ""
         if not key:
             raise PolicyRefusal("only what the batch system starts may ask for that")
         if request.purpose is wire.Purpose.END:
             if not caller.by_root:
                 raise PolicyRefusal("only root may say that a job has ended")
-            await self._attachments.release(key)
+            record = await self._attachments.release(key)
+            line = slurm.summary(record) if record is not None else ""
         else:
             async with self._turn(key):
                 if self._attachments.of(key) is None:
                     await self._announce(connection, request, caller, key)
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            wire.send_done(connection)
+            wire.send_done(connection, line)
 
     async def _announce(
         self, connection: socket.socket, request: wire.RunRequest, caller: Caller, key: str

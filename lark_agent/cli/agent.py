@@ -12,6 +12,7 @@ from lark_agent.config import AGENT_FILE, AgentSettings, load
 from lark_agent.errors import LarkError
 from lark_agent.hooks.install import DIRECTORY
 
+SLURM_FILES = ("plugstack.conf", "gres.conf", "slurm.conf")
 _FILE = click.option(
     "--config",
     "file",
@@ -92,6 +93,29 @@ def install_wrapper(directory: Path) -> None:
 
     for line in install(directory):
         click.echo(line)
+
+
+@agent.command("slurm-config")
+@_FILE
+@click.argument("file_name", metavar="FILE", type=click.Choice(SLURM_FILES))
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/usr/libexec/lark"),
+    show_default=True,
+    help="Where install-wrapper put the plugin.",
+)
+def slurm_config(file: Path | None, file_name: str, directory: Path) -> None:
+    r"""Print what a file of Slurm needs: plugstack.conf, gres.conf or slurm.conf.
+
+    \b
+    Example:
+      lark-agent slurm-config plugstack.conf > /etc/slurm/plugstack.conf.d/lark.conf
+      lark-agent slurm-config gres.conf >> /etc/slurm/gres.conf
+    """
+    from lark_agent.hooks.slurm_config import text  # noqa: PLC0415  --help stays fast
+
+    click.echo(text(file_name, load(AgentSettings, file, AGENT_FILE), directory), nl=False)
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ from lark_agent import schedulers
 from lark_agent.hooks.request import printable
 from lark_agent.model import Job, Scheduler
 from lark_agent.policy import ads, requests
+from lark_agent.schedulers import slurm
 from lark_agent.schedulers.naming import Naming, Said
 
 if TYPE_CHECKING:
@@ -70,12 +71,14 @@ def identify(request: RunRequest, caller: Caller) -> tuple[Job, Ad]:
         ad = ads.parse(request.job_ad, "job ad", requests.NAMES)
     folded = None if request.job_ad is None else {name.lower(): value for name, value in ad.items()}
     launcher = caller.launcher.command if caller.launcher else ""
+    if caller.by_root:  # root speaks for another account in Slurm's plugin only
+        launcher = slurm.SYSTEM.launchers[0]
     named = schedulers.name(Said(request.environment, folded), launcher)
     scheduler, words, verified = Scheduler.PLAIN, Naming(""), False
     if named is not None:
         system, words = named
         scheduler, verified = system.scheduler, caller.trusted
-        if verified and not system.brings_ad:
+        if verified and not system.brings_ad and not caller.by_root:
             ad = {}  # the user's own making, which rules would take for the batch system's
     # what the batch system said is not for the job's user to replace
     options = {} if verified else request.options

@@ -2,7 +2,7 @@
 
 pip cannot give files capabilities. `lark-enter` needs cap_sys_admin, permitted and effective, in
 the extended attribute security.capability (include/uapi/linux/capability.h, revision 2);
-`lark-run` and `lark-prepare`, beside it, need nothing.
+`lark-run` and `lark-prepare`, beside it, need nothing, nor does Slurm's plugin, where it was built.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ BUILT = Path(__file__).parent / "native" / "bin"
 PROGRAMS = ("lark-run", "lark-enter", "lark-prepare")
 DIRECTORY = Path("/usr/libexec/lark")
 """Where it goes unless the admin says otherwise."""
+SPANK_PLUGIN = "spank_lark.so"
 _CAP_SYS_ADMIN = 21
 _REVISION_2, _EFFECTIVE = 0x02000000, 0x000001
 CAPABILITY = struct.pack("<5I", _REVISION_2 | _EFFECTIVE, 1 << _CAP_SYS_ADMIN, 0, 0, 0)
@@ -32,13 +33,14 @@ def find(*more: Path) -> Path | None:
 
 
 def install(directory: Path) -> list[str]:
-    """Copy the programs and set the capability; returns what was done.
+    """Copy what was built and set the capability; returns what was done.
 
     Raises PrerequisiteError if they were not built, or the file system takes no capability.
     """
     try:
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for name in PROGRAMS:
+        plugin = (SPANK_PLUGIN,) if (BUILT / SPANK_PLUGIN).exists() else ()
+        for name in (*PROGRAMS, *plugin):
             # a new file each time: one that runs cannot be written over
             fresh = directory / f".{name}.new"
             shutil.copyfile(BUILT / name, fresh)
@@ -57,4 +59,4 @@ def install(directory: Path) -> list[str]:
             "choose another --directory"
         )
     held = {"lark-enter": " cap_sys_admin=ep"}
-    return [f"{directory}/{name}{held.get(name, '')}" for name in PROGRAMS]
+    return [f"{directory}/{name}{held.get(name, '')}" for name in (*PROGRAMS, *plugin)]

@@ -6,7 +6,7 @@ sandbox, and the first of them decides about it, because what came later could h
 by the job itself. So the key is made of what the kernel says, and of words of root:
 
 * HTCondor: the starter, a process of root that serves one job. Its pid and start time.
-* root that asks for an account (Slurm's plugin): the job's id and account.
+* root that asks for an account (Slurm's plugin): cluster, job id and account.
 
 Everything else has no key: each call of the wrapper is a job of its own.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lark_agent.schedulers import slurm, starts_one_job
-from lark_agent.schedulers.naming import Said
 
 if TYPE_CHECKING:
     from lark_agent.hooks.identity import Caller
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
 def key(caller: Caller, request: RunRequest) -> str:
     """Return what this caller shares with others of its job; empty: nothing."""
     if caller.by_root:
-        named = slurm.SYSTEM.naming(Said(request.environment))
-        return f"slurm {named.job_id} {caller.uid}" if named else ""
+        words = request.environment
+        job, cluster = words.get(slurm.JOB, ""), words.get(slurm.CLUSTER, "")
+        return f"slurm {cluster} {job} {caller.uid}" if job else ""
     launcher = caller.launcher
     if launcher is None or not starts_one_job(launcher.command):
         return ""

@@ -122,9 +122,13 @@ def send_grant(
     socket.send_fds(connection, [message], [namespace])
 
 
-def send_done(connection: socket.socket) -> None:
-    """Answer that what was asked for is done, where that gives no namespace to enter."""
-    connection.send(_HEADER.pack(MAGIC, VERSION, 0) + struct.pack("<I", 0))
+def send_done(connection: socket.socket, line: str = "") -> None:
+    """Answer that what was asked for is done, where that gives no namespace to enter.
+
+    `line` is for the batch system to keep with the job.
+    """
+    answer = _HEADER.pack(MAGIC, VERSION, 0) + struct.pack("<I", 0) + line.encode()
+    connection.send(answer[:MAX_REPLY])
 
 
 def send_refusal(connection: socket.socket, error: BaseException) -> None:

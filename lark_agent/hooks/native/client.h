@@ -54,6 +54,7 @@ static void add_copy(const char *name, const char *kind, const char *bytes, size
 
 /* Add an ad that was opened, and close it. What cannot be read refuses the job: without its ad it
  * might get a laxer plan. `name` is what people know it by. */
+__attribute__((unused)) /* by Slurm's plugin, which reads none */
 static void add_ad(int fd, const char *name, const char *kind)
 {
 	static char copy[AD_MAX + 1];
