@@ -53,6 +53,8 @@ class Attachment:
     """The batch system's process that announced the job."""
     steps: bool = False
     """Others may come after the last process has ended."""
+    launcher: frozenset[int] = frozenset()
+    """As in `Holding`."""
     status: int | None = None
     """Wait status of the first process, once it is known."""
     ending: bool = False
@@ -107,7 +109,10 @@ class Attachment:
     def seen_as(self, member: Member) -> Holding:
         """Return the same for one of its processes."""
         record, pid = self.record, member.process.pid
-        return Holding(record.attachment_id, self.sandbox, record.job, self.plan, pid, member.pidfd)
+        return Holding(
+            record.attachment_id, self.sandbox, record.job, self.plan, pid, member.pidfd,
+            self.launcher,
+        )  # fmt: skip
 
     def exit(self, status: int | None) -> tuple[ExitReason, int]:
         """Say how the job ended, by the wait status of its first process."""

@@ -121,12 +121,13 @@ class Attachments:
 
     async def begin(
         self, job: Job, plan: NetworkPlan, sandbox: Sandbox, member: Member,
-        key: str = "", *, announced: bool = False, steps: bool = False,
+        key: str = "", launcher: frozenset[int] = frozenset(), *, announced: bool = False,
+        steps: bool = False,
     ) -> Attachment:  # fmt: skip
         """Attach a job to a sandbox; takes over the member's pidfd.
 
         With a key others may join, with `steps` also after the last has ended. If the job is only
-        `announced`, the member holds its place.
+        `announced`, the member holds its place. `launcher` is as in `Holding`.
         Raises Refused if the plan cannot be put in force, Unavailable if the journal cannot
         record it.
         """
@@ -139,7 +140,7 @@ class Attachments:
             peers=plan.peers,
         )  # fmt: skip
         attachment = Attachment(record, sandbox, plan, [] if announced else [member], key)
-        attachment.steps = steps
+        attachment.steps, attachment.launcher = steps, launcher
         if announced:
             attachment.holder = member
             attachment.outcome_known.set()

@@ -49,6 +49,7 @@ from lark_agent.agent.enforcing import Enforcing, is_counted
 from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.hook import Hook
+from lark_agent.agent.launchers import Launchers
 from lark_agent.agent.metering import Metering
 from lark_agent.agent.neighbours import Neighbours, PoolFollower
 from lark_agent.agent.places import Places
@@ -66,9 +67,10 @@ from lark_agent.policy.site import SitePolicy
 from lark_agent.rpc.lark.v1 import agent_pb2
 from lark_agent.sandbox.addressing import Addressing
 from lark_agent.sandbox.host import HostJobs
-from lark_agent.sandbox.services import Services
+from lark_agent.sandbox.services import Loopbacks, Services
 from lark_agent.sandbox.veth import Veths
 from lark_agent.sandbox.worker import WorkerSide
+from lark_agent.schedulers import starts_one_job
 from lark_agent.shaping.shaping import Shaping
 
 if TYPE_CHECKING:
@@ -120,10 +122,15 @@ class Daemon:
         answers = Answers(journal_file)
         stack.callback(answers.close)
         # what shows that this machine cannot do it must fail before anything is set up
-        self._veths = await self._in_kernel(lambda: Veths(settings.uplink.interface))
+        services = Services.of(settings)
+        loopbacks = Loopbacks(
+            self._numbers.gateway4, services.loopback,
+            launchers=any(map(starts_one_job, settings.trusted_launchers)),
+        )  # fmt: skip
+        self._veths = await self._in_kernel(lambda: Veths(settings.uplink.interface, loopbacks))
         stack.callback(self._veths.close)
         self._worker_side = WorkerSide(
-            self._numbers, self._veths, Services.of(settings), self._run_directory,
+            self._numbers, self._veths, loopbacks, services, self._run_directory,
             settings.addresses.pool,
         )  # fmt: skip
         self._sandboxes = Sandboxes(settings, self._numbers, self._veths, self._in_kernel)
@@ -160,7 +167,7 @@ class Daemon:
             self._sandboxes.on_network, self._host_jobs, self._neighbours, self._quotas, openings,
             self._shaping,
         )  # fmt: skip
-        self._enforcing = Enforcing(self._datapath, parts)
+        self._enforcing = Enforcing(self._datapath, loopbacks, parts)
         await self._in_kernel(self._sandboxes.prepare)
         await self._in_kernel(self._worker_side.prepare)
         await self._in_kernel(lambda: self._renew(found))
@@ -208,8 +215,11 @@ class Daemon:
             self._shaping.waiting, time.time_ns, self._host_jobs.join,
         )  # fmt: skip
         self._attachments.prices = Prices.of(settings.prices)
+        self._launchers = Launchers(self._enforcing, self._in_kernel, self._tasks)
         for attachment in found.adopted:
             self._attachments.adopt(attachment)
+            ports = self._datapath.ports.of_launcher(attachment.sandbox.slot)
+            self._launchers.adopt(attachment, ports)
         for name, kinds, in_thread in self._sandboxes.builders():
             self._tasks.keep(name, partial(self._pool.build, kinds, in_thread))
         self._tasks.keep("dismantle", self._pool.dismantle)
@@ -255,7 +265,7 @@ class Daemon:
         settings = self._settings
         self._gate = Gate(
             self._run_directory / "run.sock", lambda: self._policy, self._pool, self._attachments,
-            settings,
+            self._launchers, settings,
         )  # fmt: skip
         changing = Changing(self._attachments, lambda: self._policy.words)
         await serve(

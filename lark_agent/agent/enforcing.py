@@ -22,9 +22,12 @@ from lark_agent.sandbox import addressing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from ipaddress import IPv4Address
 
     from lark_agent.datapath import Datapath
+    from lark_agent.sandbox.connectivity import Sandbox
     from lark_agent.sandbox.holding import Enforcement, Holding
+    from lark_agent.sandbox.services import Loopbacks
 
 log = structlog.get_logger(__name__)
 
@@ -32,8 +35,11 @@ log = structlog.get_logger(__name__)
 class Enforcing:
     """Puts plans in force. Belongs to the kernel thread where it concerns any part."""
 
-    def __init__(self, datapath: Datapath, parts: Sequence[Enforcement]) -> None:
+    def __init__(
+        self, datapath: Datapath, loopbacks: Loopbacks, parts: Sequence[Enforcement]
+    ) -> None:
         self._datapath = datapath
+        self._loopbacks = loopbacks
         self._parts = parts
 
     def concerns(self, holding: Holding) -> bool:
@@ -43,6 +49,8 @@ class Enforcing:
     def begin(self, holding: Holding) -> None:
         """Put a plan in force; raises LarkError and leaves nothing if it cannot be."""
         plan = self._slot_plan(holding)
+        if holding.launcher:
+            self._loopbacks.add(holding.sandbox.name, holding.launcher)
         with ExitStack() as on_failure:
             for part in self._parts:
                 if part.concerns(holding.plan):
@@ -52,6 +60,13 @@ class Enforcing:
                 self._datapath.reset(holding.sandbox.slot)
                 self._datapath.activate(holding.sandbox.slot, plan)
             on_failure.pop_all()
+
+    def let_launcher(self, holding: Holding) -> None:
+        """Let a job have what its launcher listens on now, and no more. Raises LarkError."""
+        ports, slot = frozenset() if holding.plan.cut else holding.launcher, holding.sandbox.slot
+        if ports:
+            self._loopbacks.add(holding.sandbox.name, ports)
+        self._datapath.ports.let_launcher(slot, ports, self._loopbacks.gateway)
 
     def change(self, before: Holding, after: Holding) -> None:
         """Put a changed plan in force for the next packet; raises LarkError, keeping what was."""
@@ -101,10 +116,13 @@ class Enforcing:
                 f"the job insists on {plan.ip} and this worker's network {plan.connectivity} has "
                 f"{'no IPv4' if ipv4 is None else 'no IPv6'}; run it on another worker"
             )
-        services = None if plan.services is None else {DNS, *plan.services}
+        services, launcher = (
+            None if plan.services is None else {DNS, *plan.services},
+            holding.launcher,
+        )
         if plan.cut:
             plan = replace(plan, reach=frozenset(), peers=Peers.NONE, inbound=Inbound.NONE)
-            services = set()
+            services, launcher = set(), frozenset()
         if plan.connectivity is Connectivity.NONE:  # but for services
             plan = replace(plan, reach=frozenset(), peers=Peers.NONE, inbound=Inbound.ESTABLISHED)
             services = set(plan.services or ()) if services else set()
@@ -116,9 +134,17 @@ class Enforcing:
             ports=frozenset(port.on_wire for port in plan.ports),
             dscp=plan.dscp, flow_label=plan.flow_label,
             services=ALL_SERVICES if services is None else self._datapath.services.mask(services),
+            local4=_local4(sandbox) if ipv4 is None else None,
+            launcher=launcher, gateway=self._loopbacks.gateway,
         )  # fmt: skip
 
 
 def is_counted(connectivity: Connectivity) -> bool:
     """Tell whether a sandbox has packets at all."""
     return connectivity is not Connectivity.NONE
+
+
+def _local4(sandbox: Sandbox) -> IPv4Address | None:
+    """Return the address by which a job without IPv4 has services of the worker's loopback."""
+    linked = sandbox.connectivity in {Connectivity.NAT, Connectivity.ROUTED}
+    return sandbox.local4 or sandbox.ipv4 if linked else None

@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
     from lark_agent.agent.attachment import Attachment
     from lark_agent.agent.attachments import Attachments
+    from lark_agent.agent.launchers import Launchers
     from lark_agent.config import AgentSettings
     from lark_agent.model import Job, NetworkPlan
     from lark_agent.policy.site import SitePolicy
@@ -81,6 +82,7 @@ class Gate:
         policy: Callable[[], SitePolicy],
         pool: Pool,
         attachments: Attachments,
+        launchers: Launchers,
         settings: AgentSettings,
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -88,6 +90,7 @@ class Gate:
         self._policy = policy
         self._pool = pool
         self._attachments = attachments
+        self._launchers = launchers
         self._settings = settings
         self._callouts = Callouts()
         self._host = namespaces.identity("/proc/self/ns/net")
@@ -236,6 +239,7 @@ class Gate:
             if attachment.record.job.uid != caller.uid:
                 raise PolicyRefusal("the job that the batch system started here is another user's")
             await self._attachments.join(attachment, member)
+            await self._launchers.look(attachment)
             return attachment
 
     async def _serve_launcher(
@@ -291,7 +295,8 @@ class Gate:
         job, plan = planned
         if announced and plan.connectivity is Connectivity.HOST:
             return None  # nothing has to be ready, and only the job itself can be moved
-        kind = Kind.of(plan)
+        launcher = self._launchers.ports(caller.launcher, plan)
+        kind = Kind.of(plan, launcher)
         sandbox = self._pool.take_ready(kind) or await conversation.unless_hung_up(
             connection, self._pool.take(kind, self._settings.pool.wait_seconds)
         )
@@ -300,12 +305,14 @@ class Gate:
                 self._pool.put_back(sandbox)
             return None
         try:
-            return await self._attachments.begin(
-                job, plan, sandbox, member, key, announced=announced, steps=caller.by_root
+            attachment = await self._attachments.begin(
+                job, plan, sandbox, member, key, launcher, announced=announced, steps=caller.by_root
             )
         except BaseException:
             self._pool.condemn(sandbox)
             raise
+        self._launchers.watch(attachment)
+        return attachment
 
     async def _plan(
         self, connection: socket.socket, request: wire.RunRequest, caller: Caller

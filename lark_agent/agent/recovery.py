@@ -110,12 +110,14 @@ def _sandbox_of(record: Record, numbers: Addressing) -> Sandbox:
         return Sandbox(record.slot, record.connectivity)
     if record.connectivity in {Connectivity.NAT, Connectivity.NONE}:  # none: for services only
         return _nat_sandbox(record.slot, numbers)
+    without_ipv4 = record.connectivity == Connectivity.ROUTED and not record.ipv4
     sandbox = Sandbox(
         record.slot,
         record.connectivity,
         IPv4Address(record.ipv4) if record.ipv4 else None,
         IPv6Address(record.ipv6) if record.ipv6 else None,
         _interface(record.slot),
+        local4=numbers.ipv4(record.slot) if without_ipv4 else None,
     )
     if record.connectivity in LAYER2:
         return networks.returned(sandbox, record.network, record.worker)

@@ -12,15 +12,14 @@ Life of a slot::
     unbind(ifindex)            the sandbox is dismantled
 
 Everything here is a system call or a few of them, microseconds each, except `settle` (a grace
-period) and opening. Nothing is cached but the class table, so it makes no difference which process
-wrote a map: all state is in the pins. Methods raise KernelError if the kernel refuses. One process
-writes at a time; the agent's lock sees to that.
+period) and opening. All state is in the pins, so it makes no difference which process wrote a map;
+only the class table and the ports of each slot are remembered as well. Methods raise KernelError if
+the kernel refuses. One process writes at a time; the agent's lock sees to that.
 """
 
 from __future__ import annotations
 
 import os
-import struct
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
@@ -40,6 +39,7 @@ from lark_agent.datapath.layout import (
 )
 from lark_agent.datapath.peers import RemoteJobs
 from lark_agent.datapath.plan import ALL_SERVICES, plan_epoch, plan_services, plan_state
+from lark_agent.datapath.ports import PortTable
 from lark_agent.datapath.quotas import QuotaTable
 from lark_agent.datapath.services import ServiceTable
 from lark_agent.datapath.settle import wait_for_programs
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from lark_agent.model import Port
 
 _COUNTERS = ("usage", "dropped", "dropped2")
-_OPEN_PORT = struct.Struct("=III")  # slot, protocol, port
 _CHUNK = 1 << 20  # bytes read from a per-CPU map in one system call
 
 
@@ -76,6 +75,7 @@ class Datapath:
         self.events = EventRing(maps["events"])
         self.services = ServiceTable(maps["services"], maps["service_names"])
         self.remote_jobs = RemoteJobs(maps["remote_jobs"])
+        self.ports = PortTable(maps["open_ports"])
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -131,7 +131,7 @@ class Datapath:
         key = u32(self._checked(slot))
         epoch = int.from_bytes(os.urandom(4), sys.byteorder)
         self._maps["plan"].set(key, plan.packed())
-        self._open_ports(slot, plan)
+        self.ports.assign(slot, plan)
         self._maps["plan"].set(key, plan.packed(epoch=epoch))
         self._maps["plan"].set(key, plan.packed(active=True, epoch=epoch))
 
@@ -146,18 +146,8 @@ class Datapath:
         if not plan_state(before)[0]:
             raise ValueError(f"slot {slot} has no job whose plan could change")
         epoch = plan_epoch(before)
-        self._open_ports(slot, plan)
+        self.ports.assign(slot, plan)
         self._maps["plan"].set(key, plan.packed(active=True, epoch=epoch))
-
-    def _open_ports(self, slot: int, plan: SlotPlan) -> None:
-        """Open the plan's ports, and close others of the slot, also an earlier job's."""
-        ports = self._maps["open_ports"]
-        wanted = {_OPEN_PORT.pack(slot, protocol, port) for protocol, port in plan.ports}
-        for key in list(ports.keys()):
-            if _OPEN_PORT.unpack(key)[0] == slot and key not in wanted:
-                ports.delete(key)
-        for key in wanted:
-            ports.set(key, u32(1))
 
     def deactivate(self, slot: int) -> None:
         """Let nothing pass; programs that are running may still count until `settle` returns."""

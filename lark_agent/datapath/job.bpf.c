@@ -48,6 +48,7 @@ INLINE int parse(struct __sk_buff *skb, struct link *link, struct packet *p,
 INLINE int admit_remote(struct __sk_buff *skb, __u32 slot, const struct plan *own, struct packet *p,
 			enum direction direction, __u32 *row)
 {
+	const __u32 *local = direction == SENT ? p->source : p->destination;
 	const __u32 *remote = direction == SENT ? p->destination : p->source;
 	struct destination *found = find_destination(p, remote);
 	__u32 first = found ? found->first : 0;
@@ -58,8 +59,10 @@ INLINE int admit_remote(struct __sk_buff *skb, __u32 slot, const struct plan *ow
 	if (first == FIRST_WORKER) {
 		if (parse_transport(skb, p) != PASS)
 			return MALFORMED;
-		return admit_worker(slot, own, p, direction);
+		return admit_worker(skb, slot, own, p, direction);
 	}
+	if (is_local_address(own, p, local))
+		return CLASS_DENIED;
 	if (first == FIRST_REMOTE)
 		return admit_remote_job(own, p, remote);
 	if (first)
@@ -97,7 +100,7 @@ INLINE int admit_ip(struct __sk_buff *skb, __u32 slot, const struct plan *own,
 	/* before the source: a kernel's own multicast (MLD) comes from ::, and is not spoofing */
 	if (is_martian(p, p->destination))
 		return MARTIAN;
-	if (!is_own_address(own, p, local))
+	if (!is_own_address(own, p, local) && !is_local_address(own, p, local))
 		return SPOOFED_ADDRESS;
 	if (is_martian(p, remote))
 		return MARTIAN;

@@ -31,6 +31,7 @@
 #define NON_IP CLASSES /* the row of `usage` after the classes */
 #define QUOTAS 8       /* that one plan can refer to */
 #define SHAPER 0x3fffff01 /* index of the ifb device that shapes what jobs receive */
+#define TO_LOOPBACK 0x6c61726b /* mark ("lark") of what the firewall sends on to 127.0.0.1 */
 
 /* struct plan, flags */
 #define PLAN_ACTIVE 1
@@ -131,7 +132,7 @@ struct plan {
 	__u32 inbound;
 	__u32 services; /* bit n: service n of the worker is allowed */
 	__u32 epoch;    /* tells this job's flows from those of the slot's earlier jobs */
-	__u32 unused2;
+	__u32 local4;   /* its IPv4 address where that is for the worker's services alone */
 	struct quota_use quotas[QUOTAS];
 };
 
@@ -187,12 +188,13 @@ struct flow {
 #define FLOW_FRAGMENT (1 << 9) /* remote_port is the identification of a packet in fragments */
 #define FLOW_WORKER (1 << 10)  /* begun by the worker */
 
-/* A port that a job listens on, for others. */
+/* A port that a job listens on, for others; or one of the worker that is this job's alone. */
 struct open_port {
 	__u32 slot;
-	__u32 protocol;
+	__u32 protocol; /* and the bit below */
 	__u32 port;
 };
+#define PORT_OF_LAUNCHER (1 << 8) /* its launcher's, on the worker's loopback; value: by which address */
 
 /* Maps */
 #ifdef LARK_BCC

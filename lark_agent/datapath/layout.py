@@ -14,7 +14,7 @@ events          ring buffer           what the agent is told at once            
 services        hash                  (protocol, port) of the worker → service     agent
 remote_jobs     hash                  address → owner, group, peers                agent
 flows           LRU hash              slot, ends of a conversation → last seen     programs
-open_ports      hash                  (slot, protocol, port): open                 agent
+open_ports      hash                  (slot, protocol, port): open, or launcher's  agent
 classes4, -6    longest-prefix tries  network → class, address of slot 0           agent
 class_names     array                 class → name                                 agent
 service_names   array                 service → name                               agent
@@ -59,6 +59,11 @@ OLDER = (2, 1)
 PROGRAMS = ("from_job", "to_job")
 SHAPER = 0x3FFFFF01
 """Index of the ifb device that shapes what jobs receive; packets that it sends back are counted."""
+
+TO_LOOPBACK = 0x6C61726B
+"""Mark of what jobs send to ports of the worker's loopback that are theirs alone."""
+PORT_OF_LAUNCHER = 1 << 8
+"""In the protocol of an open port: the worker's, on the loopback, where the launcher listens."""
 
 FIRST_SANDBOX = 2
 """Slot n has address n + 2 of each of the sandboxes' ranges, see lark_agent.sandbox.addressing."""

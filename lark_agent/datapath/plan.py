@@ -27,7 +27,7 @@ BOTH_DIRECTIONS = 3
 PEERS = {Peers.NONE: 0, Peers.OWNER: 1, Peers.GROUP: 2, Peers.ALL: 3}
 _INBOUND = {Inbound.NONE: 0, Inbound.ESTABLISHED: 1, Inbound.PORTS: 2, Inbound.ALL: 3}
 _WHO = struct.Struct("=II4s6s2x16sI8s8s")  # all of layout 2
-_WHAT = struct.Struct("=16s7I4x")
+_WHAT = struct.Struct("=16s7I4s")
 _QUOTA = struct.Struct("=3I")
 _STATE = struct.Struct("=II")  # how a plan begins, in every version
 
@@ -87,6 +87,12 @@ class SlotPlan:
     """Bit n: service n of the worker is allowed."""
     quotas: tuple[QuotaUse, ...] = ()
     """At most MOST_QUOTAS."""
+    local4: IPv4Address | None = None
+    """Its IPv4 address where that is for services of the worker alone: instead of `addr4`."""
+    launcher: frozenset[int] = frozenset()
+    """TCP ports of the worker's loopback on which the job's launcher listens, for it alone."""
+    gateway: IPv4Address | None = None
+    """Address of the worker by which the job reaches those."""
 
     @property
     def link6(self) -> IPv6Address | None:
@@ -117,7 +123,7 @@ class SlotPlan:
         )
         what = _WHAT.pack(
             *(_bytes(self.link6, 16), self.dscp, self.flow_label, *self.queues),
-            *(_INBOUND[self.inbound], self.services, epoch),
+            *(_INBOUND[self.inbound], self.services, epoch, _bytes(self.local4, 4)),
         )
         quotas = (_QUOTA.pack(use.quota + 1, use.classes, use.directions) for use in self.quotas)
         return (who + what + b"".join(quotas)).ljust(PLAN_SIZES[VERSION], b"\0")
@@ -131,12 +137,12 @@ def plan_state(value: bytes | memoryview) -> tuple[bool, int]:
 
 def plan_services(value: bytes) -> int:
     """Return the service mask of a value of the map `plan`, of this version."""
-    return int(_WHAT.unpack_from(value, _WHO.size)[-2])
+    return int(_WHAT.unpack_from(value, _WHO.size)[-3])
 
 
 def plan_epoch(value: bytes) -> int:
     """Return the epoch of a value of the map `plan`, of this version."""
-    return int(_WHAT.unpack_from(value, _WHO.size)[-1])
+    return int(_WHAT.unpack_from(value, _WHO.size)[-2])
 
 
 def carried_plan(value: bytes) -> bytes:
@@ -144,7 +150,9 @@ def carried_plan(value: bytes) -> bytes:
 
     Jobs of layout 1 have no peers.
     """
-    more = _WHAT.pack(bytes(16), 0, 0, 0, 0, _INBOUND[Inbound.ESTABLISHED], ALL_SERVICES, 0)
+    more = _WHAT.pack(
+        bytes(16), 0, 0, 0, 0, _INBOUND[Inbound.ESTABLISHED], ALL_SERVICES, 0, bytes(4)
+    )
     return (value.ljust(_WHO.size, b"\0") + more).ljust(PLAN_SIZES[VERSION], b"\0")
 
 

@@ -28,6 +28,12 @@ INLINE int is_own_address(const struct plan *own, const struct packet *p, const 
 	return same_address(address, own->addr6);
 }
 
+/* An address by which a job without IPv4 has the worker's services, and nothing else. */
+INLINE int is_local_address(const struct plan *own, const struct packet *p, const __u32 *address)
+{
+	return p->type == TYPE_IPV4 && own->local4 && address[0] == own->local4;
+}
+
 /* Addresses that mean something only on one host or one link. */
 INLINE int is_martian(const struct packet *p, const __u32 *address)
 {

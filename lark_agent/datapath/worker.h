@@ -7,6 +7,11 @@
  * in and this is for a port that it opens; then the job's answers pass as well. Later fragments to
  * the worker show no port, so they are for no service, and none needs them; from it they pass, for
  * without the first they are nothing.
+ *
+ * Beside the site's services there are those of the job's own launcher, which are no other job's. They
+ * listen on the worker's loopback, where no packet comes by itself: what is for one is marked, and
+ * the firewall sends on what has the mark and nothing else. They have one address, the gateway's, so
+ * that no other program of the worker which has the port on another address is reached.
  */
 #ifndef LARK_WORKER_H
 #define LARK_WORKER_H
@@ -24,8 +29,18 @@ INLINE int is_allowed_service(const struct plan *own, const struct packet *p, __
 	return number && *number < 32 && (own->services >> *number & 1);
 }
 
-INLINE int admit_worker(__u32 slot, const struct plan *own, const struct packet *p,
-			enum direction direction)
+/* A function of its own, because the programs' stack has no room for one more key. */
+SUBPROGRAM int is_of_launcher(__u32 slot, __u32 protocol, __u32 port, __u32 address)
+{
+	struct open_port key = {
+		.slot = slot, .protocol = protocol | PORT_OF_LAUNCHER, .port = port};
+	__u32 *gateway = find_open_port(&key);
+
+	return gateway && *gateway == address;
+}
+
+INLINE int admit_worker(struct __sk_buff *skb, __u32 slot, const struct plan *own,
+			const struct packet *p, enum direction direction)
 {
 	struct flow flow = {};
 
@@ -36,6 +51,11 @@ INLINE int admit_worker(__u32 slot, const struct plan *own, const struct packet 
 		if (!is_icmp(p) || is_echo(p))
 			if (is_allowed_service(own, p, p->destination_port))
 				return PASS;
+		if (p->type == TYPE_IPV4 &&
+		    is_of_launcher(slot, p->protocol, p->destination_port, p->destination[0])) {
+			skb->mark = TO_LOOPBACK;
+			return PASS;
+		}
 		if (is_icmp(p) && !is_echo_reply(p))
 			return SERVICE_DENIED;
 		return know_flow(&flow, 1) ? PASS : SERVICE_DENIED;
@@ -45,6 +65,9 @@ INLINE int admit_worker(__u32 slot, const struct plan *own, const struct packet 
 	if (!is_icmp(p) || is_echo_reply(p))
 		if (is_allowed_service(own, p, p->source_port))
 			return PASS;
+	if (p->type == TYPE_IPV4 &&
+	    is_of_launcher(slot, p->protocol, p->source_port, p->source[0]))
+		return PASS;
 	if (!is_open(slot, own, p))
 		return INBOUND_DENIED;
 	note_flow(&flow);

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lark_agent.hooks.identity import Launcher
 from lark_agent.schedulers import slurm, starts_one_job
 
 if TYPE_CHECKING:
@@ -32,3 +33,11 @@ def key(caller: Caller, request: RunRequest) -> str:
     if launcher is None or not starts_one_job(launcher.command):
         return ""
     return f"{launcher.command} {launcher.pid} {launcher.start_time}"
+
+
+def launcher(known: str) -> Launcher | None:
+    """Return the launcher that a key names; None if it names none that serves one job."""
+    match known.split():
+        case [command, pid, start_time] if starts_one_job(command):
+            return Launcher(int(pid), int(start_time), command)
+    return None

@@ -2,15 +2,21 @@
 
 The library is the `nft` command's own; calling it instead of the command means no fork. One call
 is one transaction: the kernel takes all of a text or none of it.
+
+The library waits for its socket by select(2), which ends the process if the descriptor is over
+1023. An agent with many jobs has more than that open, so then the library is called by a thread
+with descriptors of its own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import socket
 from functools import cache
 
 from lark_agent.errors import KernelError, PrerequisiteError
+from lark_agent.linux import libc, namespaces
 
 
 @cache
@@ -32,6 +38,8 @@ def _library() -> ctypes.CDLL:
     return library
 
 
+_ENOUGH_BELOW = 512
+"""A descriptor under this is far enough from 1023, whatever other threads open meanwhile."""
 _NETLINK_NETFILTER, _GROUP_NFTABLES = 12, 7
 
 
@@ -50,6 +58,23 @@ def run(text: str) -> str:
 
     Raises KernelError with nft's own words (privilege: CAP_NET_ADMIN).
     """
+    _library()
+    if _next_descriptor() < _ENOUGH_BELOW:
+        return _run(text)
+
+    def apart() -> str:
+        libc.unshare_descriptors()
+        return _run(text)
+
+    return namespaces.in_thread(apart)
+
+
+def _next_descriptor() -> int:
+    with open(os.devnull, "rb", buffering=0) as file:  # noqa: PTH123  of a few microseconds
+        return file.fileno()
+
+
+def _run(text: str) -> str:
     library = _library()
     context = library.nft_ctx_new(0)
     try:

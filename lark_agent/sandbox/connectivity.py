@@ -18,7 +18,7 @@ from lark_agent.model import Connectivity
 from lark_agent.sandbox import addressing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from ipaddress import IPv4Address, IPv6Address
 
     from lark_agent.errors import LarkError
@@ -33,13 +33,13 @@ class Kind(NamedTuple):
     """Name of the site's network ([networks.NAME]); empty where there is but one."""
 
     @classmethod
-    def of(cls, plan: NetworkPlan) -> Kind:
-        """Return what a plan needs.
+    def of(cls, plan: NetworkPlan, launcher: Collection[int] = ()) -> Kind:
+        """Return what a plan needs; `launcher` are ports of the worker that the job has besides.
 
         One that has nothing but services of the worker needs a link to it: that of `nat`, on which
         the datapath lets nothing else pass.
         """
-        if plan.connectivity is Connectivity.NONE and plan.services:
+        if plan.connectivity is Connectivity.NONE and (plan.services or launcher):
             return cls(Connectivity.NAT)
         return cls(plan.connectivity, plan.network)
 
@@ -65,6 +65,8 @@ class Sandbox:
     """Link-layer address where it is not the slot's own: on a network of the site."""
     inside: bool = False
     """`interface` is the sandbox's own, in its namespace; else it is the host's end."""
+    local4: IPv4Address | None = None
+    """Instead of `ipv4`: an address for the worker's own services and nothing else."""
     own_resolvers: bool = False
     """It has a resolv.conf of its own (`lark_agent.sandbox.resolver.own_file`)."""
 

@@ -10,7 +10,8 @@ The input chain is the second look at what jobs send to the worker itself. The d
 by address and service already; here the address does not matter, so that one which the worker got
 this very moment, or its broadcast, opens nothing. Services on the worker's loopback, and its stub
 resolver, are translated to 127.0.0.1 on the way in, the services' clients too: to them, jobs are
-local.
+local. What the datapath has marked is for the loopback too, on whatever port: where a job's
+launcher listens is one job's alone, so the datapath decides it and no rule is written for it.
 
 Connection tracking has room for so many connections of the whole worker, and a job needs but one
 port to open any number. So each sandbox has an equal share (`ct count`), and what it begins beyond
@@ -45,6 +46,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lark_agent.datapath.layout import TO_LOOPBACK
 from lark_agent.errors import KernelError
 from lark_agent.linux import nftables
 from lark_agent.sandbox.addressing import PREFIX, Addressing, name
@@ -139,6 +141,7 @@ table inet {TABLE} {{
     iifname != "{PREFIX}*" accept
     ct state established,related accept
     jump share
+    meta mark {TO_LOOPBACK:#x} ct status dnat accept
     meta l4proto . th dport {{ {_ports(worker.services.ports)} }} accept
     counter drop
   }}
@@ -221,11 +224,12 @@ def _to_loopback(addressing: Addressing, worker: Worker) -> str:
     targets = [(port, "127.0.0.1") for port in sorted(worker.services.loopback)]
     if worker.stub:
         targets += [(port, str(worker.stub)) for port in DNS]
-    return "\n".join(
-        f'    iifname "{PREFIX}*" ip daddr {addressing.gateway4} '
-        f"{port.protocol} dport {port.number} dnat ip to {target}:{port.number}"
+    asked = f'    iifname "{PREFIX}*" ip daddr {addressing.gateway4}'
+    listed = [
+        f"{asked} {port.protocol} dport {port.number} dnat ip to {target}:{port.number}"
         for port, target in targets
-    )
+    ]
+    return "\n".join([f"{asked} meta mark {TO_LOOPBACK:#x} dnat ip to 127.0.0.1", *listed])
 
 
 def _ports(ports: Iterable[Port]) -> str:

@@ -28,6 +28,8 @@ class Holding:
     """The job's main process."""
     pidfd: int = -1
     """The same, which cannot become another's; -1 if it was gone when the agent came back."""
+    launcher: frozenset[int] = frozenset()
+    """TCP ports of the worker's loopback where what started the job listens for it alone."""
 
 
 class Enforcement(Protocol):

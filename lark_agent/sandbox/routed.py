@@ -3,7 +3,8 @@
 The site's router routes the prefix to the worker, which routes each sandbox's address (/32, /128)
 to its veth (`lark_agent.sandbox.veth`). The far end sees the job's own address, so the address
 names the job: slot n has the n-th address after the gateway's, and the job's record has it too.
-There is no port block; sockets use the kernel's usual ephemeral range.
+There is no port block; sockets use the kernel's usual ephemeral range. Without an IPv4 prefix a
+sandbox has the address of a `nat` one for the worker's own services, and no route beyond.
 
 Inbound is as with `nat`: the firewall lets answers in and drops what is unsolicited before it
 comes to the job's link, so it counts for nobody. What comes for an address that no sandbox has is
@@ -40,7 +41,9 @@ class RoutedDriver:
     def set_up(self, slot: int) -> Sandbox:
         """Build the sandbox of a slot."""
         routed = self._numbers.routed
-        sandbox = Sandbox(slot, Connectivity.ROUTED, routed.ipv4(slot), routed.ipv6(slot))
+        ipv4, ipv6 = routed.ipv4(slot), routed.ipv6(slot)
+        local4 = self._numbers.ipv4(slot) if ipv4 is None else None
+        sandbox = Sandbox(slot, Connectivity.ROUTED, ipv4, ipv6, local4=local4)
         return self._veths.build(sandbox, routed.pairs(slot))
 
     def renew(self, sandbox: Sandbox) -> None:

@@ -21,16 +21,16 @@ import structlog
 from lark_agent.errors import KernelError, LarkError, PrerequisiteError
 from lark_agent.linux import conntrack, namespaces, sysctl, uplink
 from lark_agent.linux.links import Links
-from lark_agent.sandbox import addressing, services
+from lark_agent.sandbox import addressing
 from lark_agent.sandbox.addressing import INSIDE, PREFIX, Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
-    from ipaddress import IPv4Address, IPv4Network, IPv6Network
+    from ipaddress import IPv4Network, IPv6Network
 
     from lark_agent.datapath import Datapath
-    from lark_agent.model import Port
     from lark_agent.sandbox.connectivity import Sandbox
+    from lark_agent.sandbox.services import Loopbacks
 
 CONDEMNED_GROUP = 0x6C61726B
 """Link group ("lark" in ASCII) in which interfaces are deleted together."""
@@ -44,12 +44,11 @@ class Veths:
     if there is no uplink to follow.
     """
 
-    def __init__(self, wanted_uplink: str) -> None:
+    def __init__(self, wanted_uplink: str, loopbacks: Loopbacks) -> None:
         self._wanted_uplink = wanted_uplink
+        self._loopbacks = loopbacks
         self._links = Links()
         self._localnet = False
-        self._built: set[str] = set()
-        self._on_loopback: tuple[IPv4Address, frozenset[Port]] | None = None
         try:
             self.uplink = uplink.find(self._links, wanted_uplink)
         except LarkError:
@@ -90,6 +89,8 @@ class Veths:
         `pairs` are an address of the sandbox and its gateway, for each family that it has. `inside`
         runs in the new namespace before it has a link.
         """
+        if sandbox.local4 is not None:
+            pairs = [*pairs, (sandbox.local4, self._loopbacks.gateway)]
         host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
         def wire() -> None:
@@ -111,8 +112,7 @@ class Veths:
         if sandbox.interface:
             self._datapath.attach(self._links.netlink, sandbox.interface, sandbox.slot)
             self._set_mtu(sandbox.name, sandbox.interface)
-            self._built.add(sandbox.name)
-            self._appear(sandbox.name)
+            self._loopbacks.renew(sandbox.name, self._datapath.ports.of_launcher(sandbox.slot))
 
     def dismantle(
         self, sandboxes: Sequence[Sandbox], addresses: Collection[Address]
@@ -136,7 +136,7 @@ class Veths:
         except LarkError as error:
             problems.append(error)
         for sandbox in sandboxes:
-            self._built.discard(sandbox.name)
+            self._loopbacks.forget(sandbox.name)
             namespaces.delete(sandbox.name)
         return problems
 
@@ -155,30 +155,17 @@ class Veths:
                 log.warning("cannot set the MTU", sandbox=name, mtu=current.mtu, error=str(error))
         return True
 
-    def offer(self, gateway: IPv4Address, ports: frozenset[Port], *, stub: bool) -> None:
-        """Let what the firewall translates reach the worker's loopback: `ports` and the `stub`.
+    def let_localnet(self, *, on: bool) -> None:
+        """Let what the firewall translates reach the worker's loopback, or nothing.
 
-        The ports appear on the loopback of every sandbox. Other loopback targets are martian to the
-        datapath before they get here.
+        Other loopback targets are martian to the datapath before they get here.
         """
-        self._localnet = stub or bool(ports)
-        changed = (self._on_loopback or (gateway, frozenset())) != (gateway, ports)
-        self._on_loopback = gateway, ports
+        self._localnet = on
         for name in self._links.names(PREFIX):
             self._set_localnet(name)
-        for name in sorted(self._built) if changed else ():
-            self._appear(name)
 
     def _set_localnet(self, interface: str) -> None:
         sysctl.write_if_present(f"net/ipv4/conf/{interface}/route_localnet", int(self._localnet))
-
-    def _appear(self, name: str) -> None:
-        if self._on_loopback is None:
-            return
-        try:
-            services.appear(name, *self._on_loopback)
-        except (KernelError, OSError) as error:  # most likely dismantled just now
-            log.warning("cannot offer services on the loopback", sandbox=name, error=str(error))
 
     def _set_mtu(self, name: str, index: int) -> None:
         mtu = self.uplink.mtu
@@ -203,7 +190,8 @@ class Veths:
                 links.add_address(index, address)
                 links.add_neighbour(index, gateway, addressing.mac_outside(slot))
                 links.add_route(index, gateway)
-                links.add_route(index, gateway, default=True)
+                if address != sandbox.local4:
+                    links.add_route(index, gateway, default=True)
 
     def _wire_outside(self, sandbox: Sandbox, pairs: Sequence[tuple[Address, Address]]) -> int:
         slot = sandbox.slot
@@ -218,9 +206,7 @@ class Veths:
             self._links.add_address(index, gateway)
             self._links.add_neighbour(index, address, addressing.mac_inside(slot))
             self._links.add_route(index, address)
-        self._built.add(sandbox.name)
-        if self._on_loopback and self._on_loopback[1]:
-            services.appear(sandbox.name, *self._on_loopback)
+        self._loopbacks.build(sandbox.name)
         return index
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lark_agent.sandbox.addressing import Addressing
-    from lark_agent.sandbox.services import Services
+    from lark_agent.sandbox.services import Loopbacks, Services
     from lark_agent.sandbox.veth import Veths
 
 
@@ -25,12 +25,13 @@ class WorkerSide:
     """Belongs to the thread of `veths`."""
 
     def __init__(
-        self, numbers: Addressing, veths: Veths, services: Services, run_directory: Path,
-        pool: Collection[str] = (),
+        self, numbers: Addressing, veths: Veths, loopbacks: Loopbacks, services: Services,
+        run_directory: Path, pool: Collection[str] = (),
     ) -> None:  # fmt: skip
         """`pool` are the networks of the pool's jobs."""
         self._numbers = numbers
         self._veths = veths
+        self._loopbacks = loopbacks
         self._resolv_conf = run_directory / "resolv.conf"
         self._forwarding = run_directory / "forwarding"
         self._services = services
@@ -53,6 +54,7 @@ class WorkerSide:
     def offer(self, services: Services) -> None:
         """Let sandboxes use these services of the worker from now on."""
         self._services = services
+        self._loopbacks.offer(services.loopback)
         self._let_loopback()
 
     def follow(self) -> bool:
@@ -76,8 +78,7 @@ class WorkerSide:
 
     def _let_loopback(self) -> None:
         self._write_firewall()
-        stub = self.resolver.stub is not None
-        self._veths.offer(self._numbers.gateway4, self._services.loopback, stub=stub)
+        self._veths.let_localnet(on=self.resolver.stub is not None or self._loopbacks.used)
 
     def _let_forward(self) -> None:
         delegated6 = self._numbers.routed.network6 is not None

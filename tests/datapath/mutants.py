@@ -83,6 +83,9 @@ FRAMES = (
 )  # fmt: skip
 
 ADDRESSES = (
+    Mutant("the world by an address for the worker", "job.bpf.c",
+           "is_local_address(own, p, local)", "0",
+           test_worker.test_an_address_for_the_worker_alone, before="\t}\n\tif ("),
     never("forged address", "job.bpf.c", "!is_own_address(own, p, local)",
           ("neighbour4", "far4", "far6", "misled")),
     always("forged IPv4 address", "rules.h", "own->addr4 && address[0] == own->addr4",
@@ -224,6 +227,12 @@ WORKER = (
            test_worker.test_ping_and_errors),
     never("call of the worker", "worker.h", "!is_open(slot, own, p)",
           test_worker.test_the_worker_as_a_client_of_the_job),
+    always("launcher's port of another address", "worker.h", "*gateway == address",
+           test_worker.test_the_launcher_has_one_address),
+    Mutant("launcher's port of another protocol", "worker.h", "protocol | PORT_OF_LAUNCHER",
+           "PROTOCOL_TCP | PORT_OF_LAUNCHER", test_worker.test_a_port_of_the_launcher_is_the_jobs),
+    Mutant("port opened by the job as its launcher's", "worker.h", "protocol | PORT_OF_LAUNCHER",
+           "protocol", test_worker.test_a_port_of_the_launcher_is_no_other_jobs),
     Mutant("tunnel to the worker", "job.bpf.c", "first == FIRST_WORKER", "0",
            test_worker.test_tunnels_are_no_service),
 )  # fmt: skip

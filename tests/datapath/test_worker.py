@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 import pytest
 
+from lark_agent.datapath.layout import TO_LOOPBACK
+from lark_agent.datapath.ports import PortTable
 from lark_agent.datapath.services import number_services
 from lark_agent.errors import ConfigurationError, PrerequisiteError
-from lark_agent.model import Direction, DropReason, Inbound, Port
+from lark_agent.model import Direction, DropReason, Inbound, Peers, Port
 from tests.datapath.cases import PEER6, back
 from tests.datapath.frames import ICMP, ICMPV6, SCTP, TCP, UDP, icmp, ip4, ip6, ipv4, ipv6, syn, udp
-from tests.datapath.network import FAR4, GATEWAY4, GATEWAY6, JOB4, JOB6, PLAN, SLOT
+from tests.datapath.network import (
+    FAR4,
+    GATEWAY4,
+    GATEWAY6,
+    GATEWAYS,
+    JOB4,
+    JOB6,
+    PEERS,
+    PLAN,
+    SLOT,
+)
+from tests.datapath.testrun import Frame
 
 if TYPE_CHECKING:
     from tests.datapath.judge import Judge
@@ -172,6 +186,89 @@ def test_numbers_of_services_stay() -> None:
     full = number_services((), (), [f"s{n}" for n in range(31)])
     with pytest.raises(PrerequisiteError, match="no number is free for service 'new'"):
         number_services(full, range(32), ["new"])
+
+
+CHIRP = 40123
+WITH_CHIRP = replace(PLAN, launcher=frozenset({CHIRP}), gateway=IPv4Address(GATEWAY4))
+
+
+def test_a_port_of_the_launcher_is_the_jobs(judge: Judge) -> None:
+    """One port by one address: TCP there and back; marked, so that the firewall sends it on."""
+    judge.begin(replace(WITH_CHIRP, classes=0, services=0))
+    asked = out4(syn(9, CHIRP), TCP)
+    assert judge.after(Frame(asked)).mark == TO_LOOPBACK
+    assert judge.received(in4(syn(CHIRP, 9), TCP)) is None
+    for port in (CHIRP - 1, CHIRP + 1, 53):
+        assert judge.sent(out4(syn(CHIRP, port), TCP)) is DENIED
+        assert judge.received(in4(syn(port, CHIRP), TCP)) is REFUSED
+    assert judge.sent(out4(udp(b"", 9, CHIRP), UDP)) is DENIED
+    assert judge.received(in4(udp(b"", CHIRP, 9), UDP)) is REFUSED
+    assert judge.sent(out4(syn(9, CHIRP), TCP, fragment=3)) is DENIED
+    used = judge.datapath.read([SLOT])[SLOT].usage(judge.datapath.classes.names).classes
+    assert [c.traffic_class for c in used] == ["worker"]
+
+
+def test_only_a_port_of_the_launcher_is_marked(judge: Judge) -> None:
+    """What goes to the site's services, or to the world, has no mark."""
+    judge.datapath.set_services({"proxy": PROXY})
+    judge.begin(WITH_CHIRP)
+    for frame in (out4(syn(9, 3128), TCP), ip4(ipv4(syn(9, CHIRP), TCP, destination=FAR4))):
+        assert judge.after(Frame(frame)).mark == 0
+
+
+def test_the_launcher_has_one_address(judge: Judge) -> None:
+    """The same port of another address of the worker may be anybody's: it is refused."""
+    other = IPv4Address("192.0.2.9")
+    judge.datapath.set_classes({}, PEERS, (*GATEWAYS, other))
+    judge.begin(WITH_CHIRP)
+    assert judge.sent(ip4(ipv4(syn(9, CHIRP), TCP, destination=str(other)))) is DENIED
+    answer = ipv4(syn(CHIRP, 9), TCP, source=str(other), destination=JOB4)
+    assert judge.received(back(ip4(answer))) is REFUSED
+    assert judge.sent(out6(syn(9, CHIRP), TCP)) is DENIED
+
+
+def test_a_port_of_the_launcher_is_no_other_jobs(judge: Judge) -> None:
+    """Neither a job beside it, nor a later one in the same slot, nor one that opens the number."""
+    other = replace(WITH_CHIRP, addr4=IPv4Address("100.98.0.6"))
+    judge.datapath.activate(SLOT + 1, other)
+    for plan in (PLAN, replace(PLAN, inbound=Inbound.PORTS, ports=frozenset({(TCP, CHIRP)}))):
+        judge.begin(plan)
+        assert judge.sent(out4(syn(9, CHIRP), TCP)) is DENIED
+    judge.begin(WITH_CHIRP)
+    assert judge.sent(out4(syn(9, CHIRP), TCP)) is None
+    assert judge.received(in4(syn(9, CHIRP), TCP)) is REFUSED, "it opens nothing"
+    judge.begin(PLAN)
+    assert judge.sent(out4(syn(9, CHIRP), TCP)) is DENIED
+
+
+def test_a_port_of_the_launcher_goes_with_it(judge: Judge) -> None:
+    """Taken back while the job runs; another agent finds what there is, and can too."""
+    judge.begin(replace(WITH_CHIRP, inbound=Inbound.PORTS, ports=frozenset({(TCP, 8000)})))
+    found = PortTable(judge.datapath._maps["open_ports"])
+    assert found.of_launcher(SLOT) == {CHIRP}
+    assert found.of_launcher(SLOT + 1) == set()
+    found.let_launcher(SLOT, frozenset(), IPv4Address(GATEWAY4))
+    assert judge.sent(out4(syn(9, CHIRP), TCP)) is DENIED
+    assert judge.received(in4(syn(50000, 8000), TCP)) is None
+
+
+def test_an_address_for_the_worker_alone(judge: Judge) -> None:
+    """A job without IPv4 may have the worker's services by it, and nothing else whatever it be."""
+    plan = replace(WITH_CHIRP, addr4=None, local4=IPv4Address(JOB4), peers=Peers.ALL)
+    judge.datapath.activate(SLOT + 1, replace(plan, addr4=IPv4Address("100.98.0.6"), local4=None))
+    judge.begin(plan)
+    assert judge.sent(out4(syn(9, CHIRP), TCP)) is None
+    assert judge.received(in4(syn(CHIRP, 9), TCP)) is None
+    assert judge.sent(out4(udp(b"", 9, 53), UDP)) is None
+    for away in (FAR4, "100.98.0.6", "203.0.113.7"):
+        assert judge.sent(ip4(ipv4(destination=away))) is DropReason.CLASS_DENIED
+        coming = back(ip4(ipv4(source=away, destination=JOB4)))
+        assert judge.received(coming) is DropReason.CLASS_DENIED
+    assert judge.sent(ip4(ipv4(source="100.98.0.7", destination=GATEWAY4))) is (
+        DropReason.SPOOFED_ADDRESS
+    )
+    judge.begin(replace(plan, local4=None))
+    assert judge.sent(out4(syn(9, CHIRP), TCP)) is DropReason.SPOOFED_ADDRESS
 
 
 def test_services_change_under_a_job(judge: Judge) -> None:

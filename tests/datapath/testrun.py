@@ -9,7 +9,7 @@ from lark_agent.linux import bpf
 
 _TEST_RUN = 10
 _SK_BUFF_SIZE = 192
-_PRIORITY = 32
+_MARK, _PRIORITY = 8, 32
 _IFINDEX, _GSO_SEGS, _GSO_SIZE = 40, 164, 176  # offsets in struct __sk_buff
 PASSED, DROPPED = 0xFFFFFFFF, 2  # TC_ACT_UNSPEC (to the next filter), TC_ACT_SHOT
 
@@ -30,6 +30,7 @@ class Outcome(NamedTuple):
     """Mean of the repetitions."""
     data: bytes
     priority: int
+    mark: int
 
 
 def run(program: int, frame: Frame, ifindex: int, repeat: int = 1) -> tuple[int, int]:
@@ -55,5 +56,5 @@ def outcome(program: int, frame: Frame, ifindex: int, repeat: int = 1) -> Outcom
     bpf.bpf(_TEST_RUN, attributes, "run a program")
     verdict, _, size = struct.unpack_from("=III", attributes, 4)
     nanoseconds = struct.unpack_from("=I", attributes, 36)[0]
-    priority = struct.unpack_from("=I", after, _PRIORITY)[0]
-    return Outcome(verdict, nanoseconds, bytes(data[:size]), priority)
+    mark, priority = (struct.unpack_from("=I", after, at)[0] for at in (_MARK, _PRIORITY))
+    return Outcome(verdict, nanoseconds, bytes(data[:size]), priority, mark)

@@ -39,6 +39,8 @@ class JobSpec:
     umask: int
     env: dict[str, str]
     ad: Mapping[str, AdValue] | str | None
+    listen: tuple[str, ...] = ()
+    """Addresses of the worker on which the starter listens for the job."""
 
     @property
     def job_id(self) -> str:
@@ -75,6 +77,7 @@ class JobSpec:
                 "wrapper": self.wrapper,
                 "umask": self.umask,
                 "env": self.env,
+                "listen": self.listen,
                 "job_ad": self.job_ad(),
                 "machine_ad": self.machine_ad(),
                 "uid": account.uid,
@@ -120,6 +123,16 @@ class JobHandle:
                 return children[0].pid
             time.sleep(0.002)  # the starter is still preparing the scratch directory
         raise LabError(f"no job was forked\n{self.starter.stderr}")
+
+    @property
+    def listening(self) -> list[tuple[str, int]]:
+        """Address and port of each of the starter's listeners."""
+        file, until = self._report.with_suffix(".listening"), time.monotonic() + 10
+        while not file.exists():
+            if time.monotonic() > until:
+                raise LabError(f"the starter does not listen\n{self.starter.stderr}")
+            time.sleep(0.002)
+        return [(address, port) for address, port in json.loads(file.read_text())]
 
     def kill(self, number: int) -> None:
         """Send the job a signal."""

@@ -6,6 +6,10 @@ the environment that names the job, fork, become the user, change to the scratch
 wrapper with the job as its arguments. It stays the job's parent, is root's, and there is one per
 job: that is how an agent tells the batch system's word from the user's.
 
+Like HTCondor's starter it may listen for its job, on ports of the kernel's choice; the first is the
+one that the job is told of, in the file that $_CONDOR_CHIRP_CONFIG names. Whoever asks there is
+told whose starter answers and from where it was asked.
+
 `plain` is what a user does at a prompt: the wrapper's parent is the user's own process, between
 the job and this one.
 
@@ -15,15 +19,19 @@ tests' package: standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 WRAPPER_ERROR = ".job_wrapper_failure"
+CHIRP_CONFIG = ".chirp.config"
 PR_SET_NAME = 15
 COMMANDS = {
     "htcondor": b"condor_starter", "slurm": b"slurmstepd", "pbs": b"pbs_mom", "lsf": b"res",
@@ -37,6 +45,7 @@ def main() -> None:
     # agents believe the batch system's own commands only
     ctypes.CDLL(None).prctl(PR_SET_NAME, COMMANDS[orders["scheduler"]], 0, 0, 0)
     scratch = prepare_scratch(orders)
+    listen(orders, scratch)
     env = {
         "PATH": "/run/lab/bin:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8",
         **naming(orders, scratch), **orders["env"],
@@ -72,6 +81,30 @@ def prepare_scratch(orders: dict[str, Any]) -> Path:
     return scratch
 
 
+def listen(orders: dict[str, Any], scratch: Path) -> None:
+    """Listen on the addresses that the orders name, and say where."""
+    listeners = [socket.create_server((address, 0)) for address in orders["listen"]]
+    if not listeners:
+        return
+    where = [listener.getsockname()[:2] for listener in listeners]
+    for listener in listeners:
+        threading.Thread(target=answer, args=(listener, orders["number"]), daemon=True).start()
+    address, port = where[0]
+    (scratch / CHIRP_CONFIG).write_text(f"{address} {port} cookie\n")
+    file = Path("/run/lab/jobs") / f"{orders['number']}.listening"
+    file.with_suffix(".new").write_text(json.dumps(where))
+    file.with_suffix(".new").rename(file)
+
+
+def answer(listener: socket.socket, number: int) -> None:
+    """Answer whoever sends a line, with as many bytes as it asks for on top."""
+    while True:
+        stream, (peer, _) = listener.accept()
+        with stream, contextlib.suppress(OSError, ValueError):
+            size = int(stream.makefile("rb").readline())
+            stream.sendall(f"{number} {peer} ".encode() + bytes(size))
+
+
 def naming(orders: dict[str, Any], scratch: Path) -> dict[str, str]:
     """Return the environment by which the batch system names the job."""
     user, number = orders["user"], orders["number"]
@@ -82,6 +115,7 @@ def naming(orders: dict[str, Any], scratch: Path) -> dict[str, str]:
             "_CONDOR_SCRATCH_DIR": str(scratch),
             "_CONDOR_SLOT": f"slot1_{number}",
             "_CONDOR_WRAPPER_ERROR_FILE": str(scratch / WRAPPER_ERROR),
+            "_CONDOR_CHIRP_CONFIG": str(scratch / CHIRP_CONFIG),
             "CONDOR_STARTER_PID": str(os.getpid()),
             "TMPDIR": str(scratch),
         }
