@@ -41,4 +41,7 @@ AGENT = """
 interval_seconds = 1
 [classes]
 campus = ["198.51.100.0/24", "2001:db8:2::/48"]
+[[rules]]
+when = "WantNetwork =?= false"
+profile = "none"
 """

@@ -29,6 +29,8 @@ HOSTS = f"127.0.0.1 localhost\n::1 localhost\n{WORKER.ipv4} worker1.{DOMAIN} wor
 OWNED = ("run/condor", "run/lock/condor", "var/log/condor", "var/lib/condor",
          "var/lib/condor/execute", "var/lib/condor/spool", "var/spool/condor")  # fmt: skip
 """What systemd and the package's tmpfiles.d make at boot; the procd spins without its own."""
+OAUTH = "/var/lib/condor/oauth"
+"""Where the credd keeps tokens."""
 _ENTER = ROOT / "tests/htcondor/enter.sh"
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _START_SECONDS = 30.0
@@ -104,6 +106,7 @@ class Machine:
             os.chown(self.path(home(name)), number, number)
         self.run(["install", "-d", "-o", "condor", "-g", "condor", "-m", "755",
                   *(f"/{folder}" for folder in OWNED)])  # fmt: skip
+        self.run(["install", "-d", "-o", "root", "-g", "condor", "-m", "2770", OAUTH])
 
 
 def home(user: str) -> str:

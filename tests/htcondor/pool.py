@@ -62,6 +62,10 @@ STARTER_INITIAL_UPDATE_INTERVAL = 1
 SHADOW_QUEUE_UPDATE_INTERVAL = 2
 PERIODIC_EXPR_INTERVAL = 2
 JOB_START_DELAY = 0
+# a proxy is copied: delegation fails in Debian 13's own build, without lark-run too
+DELEGATE_JOB_GSI_CREDENTIALS = false
+SEC_CREDENTIAL_DIRECTORY_OAUTH = /var/lib/condor/oauth
+DAEMON_LIST = $(DAEMON_LIST), CREDD
 """
 LARK = f"""
 USER_JOB_WRAPPER = {WRAPPER}
@@ -123,7 +127,8 @@ class Pool:
         """Submit a shell script (or `executable`) with file transfer; see `CondorJob`.
 
         `inputs` are files beside it; `commands` add to or replace lines of the submit file, a name
-        that starts with `my_` being an attribute of the job.
+        that starts with `my_` being an attribute of the job. The job finds the folder it was
+        submitted from in $SUBMITTED_FROM, since it runs on the same machine.
         """
         folder = f"{home(user)}/{next(self._numbers)}"
         here = self.machine.path(folder)
@@ -132,7 +137,10 @@ class Pool:
         for name, text in files.items():
             (here / name).write_text(text)
             (here / name).chmod(0o755)
-        (here / "job.sub").write_text(submit_text(executable or "job.sh", inputs or {}, commands))
+        where = {"environment": f"SUBMITTED_FROM={folder}"}
+        (here / "job.sub").write_text(
+            submit_text(executable or "job.sh", inputs or {}, {**where, **commands})
+        )
         for file in (here, *here.iterdir()):
             os.chown(file, USERS[user].uid, USERS[user].uid)
         said = self.run(["condor_submit", "-terse", "job.sub"], user=user, cwd=folder).stdout
