@@ -127,7 +127,7 @@ class Nat(Section, frozen=True):
     first_port: int = 10240
     """First port of the first block."""
     last_port: int = 32767
-    """Last port of the last block; keep all off the worker's own (net.ipv4.ip_local_port_range)."""
+    """Last port of the last block; leave the worker some of net.ipv4.ip_local_port_range."""
     rest_seconds: float = 120.0
     """How long a freed block rests while rested ones are left (RFC 6888, REQ-8)."""
 

@@ -32,13 +32,18 @@ class NatDriver:
         self._veths = veths
 
     def check(self) -> None:
-        """Check that address ranges and ports are free; raises PrerequisiteError."""
+        """Check that address ranges are free and ports can be kept; raises PrerequisiteError.
+
+        The blocks may lie within the worker's ephemeral ports, as they do where HTCondor's master
+        has widened these to 1024-65535: `prepare` reserves the blocks, and the rest must do.
+        """
         self._veths.check_free((self._numbers.network4, self._numbers.network6))
         first, last = self._ports()
         low, high = map(int, sysctl.read("net/ipv4/ip_local_port_range").split())
-        if first <= high and low <= last:
+        if first <= low and high <= last:
             raise PrerequisiteError(
-                f"the NAT blocks {first}-{last} overlap the worker's ephemeral ports {low}-{high}; "
+                f"the NAT blocks {first}-{last} leave none of the worker's ephemeral ports "
+                f"{low}-{high}; "
                 "move [nat] first_port/last_port or the sysctl net.ipv4.ip_local_port_range"
             )
 

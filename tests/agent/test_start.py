@@ -84,9 +84,9 @@ LACKING = {
         "2001:db8:1::/64 overlaps this worker's route to",
         "choose another under [addresses]",
     ),
-    "ports in use": (
-        "[nat]\nfirst_port = 20000\nlast_port = 40000\n",
-        "overlap the worker's ephemeral ports",
+    "no port left for the worker": (
+        "[nat]\nfirst_port = 20000\nlast_port = 62000\n",
+        "leave none of the worker's ephemeral ports 32768-60999",
         "move [nat] first_port/last_port",
     ),
 }

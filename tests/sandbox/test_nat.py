@@ -178,6 +178,23 @@ def test_the_worker_keeps_off_the_blocks(world: Lab) -> None:
     assert reserved.strip() == "10240-10407"
 
 
+ANY_PORTS = """
+import pathlib, socket
+span = pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range")
+before = span.read_text()
+span.write_text("10300 10420")
+sockets = [socket.create_server(("", 0)) for _ in range(13)]
+span.write_text(before)
+print(*sorted(s.getsockname()[1] for s in sockets))
+"""
+
+
+def test_the_worker_keeps_off_the_blocks_when_its_ports_are_widened(world: Lab) -> None:
+    """HTCondor's master widens the ephemeral ports over the blocks: what is reserved stays so."""
+    ports = world.run(python(ANY_PORTS)).stdout.split()
+    assert ports == [str(port) for port in range(10408, 10421)]
+
+
 def test_rules_do_not_change_with_jobs(world: Lab) -> None:
     """A job's start and end leave the firewall exactly as it is."""
 

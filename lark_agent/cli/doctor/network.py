@@ -103,13 +103,14 @@ def ports(probe: Probe) -> Iterator[Finding]:
     nat = probe.settings.nat
     block = f"{nat.first_port}-{nat.last_port}"
     words = probe.sysctl("net/ipv4/ip_local_port_range").split()
-    if len(words) == 2 and nat.first_port <= int(words[1]) and int(words[0]) <= nat.last_port:
+    if len(words) == 2 and nat.first_port <= int(words[0]) and int(words[1]) <= nat.last_port:
         yield fail(
-            f"the NAT blocks ({block}) overlap the worker's ephemeral ports ({'-'.join(words)})",
+            f"the NAT blocks ({block}) leave none of the worker's ephemeral ports"
+            f" ({'-'.join(words)})",
             "move [nat] first_port and last_port, or net.ipv4.ip_local_port_range",
         )
         return
-    yield ok(f"NAT blocks {block} lie outside the worker's ephemeral ports {'-'.join(words)}")
+    yield ok(f"NAT blocks {block} leave the worker ephemeral ports of {'-'.join(words)}")
     reserved = probe.sysctl("net/ipv4/ip_local_reserved_ports")
     if covered(nat.first_port, nat.last_port, reserved):
         yield ok("net.ipv4.ip_local_reserved_ports keeps the worker's programs off them")
