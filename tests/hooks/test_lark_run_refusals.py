@@ -240,7 +240,7 @@ def assert_error_file(worker: Worker, line: bytes) -> None:
     assert file.read_bytes() == line
     assert stat.S_IMODE(found.st_mode) == 0o644
     assert found.st_uid == USER
-    assert stat.S_IMODE(worker.scratch.stat().st_mode) == 0o701
+    assert stat.S_IMODE(worker.scratch.stat().st_mode) == 0o711
 
 
 def test_error_file_when_lark_run_refuses(worker: Worker) -> None:

@@ -6,7 +6,8 @@
 static void resign(int status, const char *line, size_t length);
 
 /* Leave the line where HTCondor's starter looks. It looks as user condor, who cannot reach into
- * the job's scratch directory (0700) unless we let others pass through it. */
+ * the job's scratch directory (0700) unless we let others pass through it. It may still have the
+ * job's groups then, as 23.9 has, and is not one of the others: the directory's group passes too. */
 static void write_error_file(const char *line, size_t length)
 {
 	const int safely = O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
@@ -21,7 +22,7 @@ static void write_error_file(const char *line, size_t length)
 	(void)!write(fd, line, length);
 	fd = scratch ? open(scratch, O_RDONLY | O_DIRECTORY | safely) : -1;
 	if (fd != -1 && fstat(fd, &now) == 0)
-		(void)fchmod(fd, (now.st_mode & 07777) | S_IXOTH);
+		(void)fchmod(fd, (now.st_mode & 07777) | S_IXGRP | S_IXOTH);
 }
 
 /* Say one line to the user and to the batch system, and end: the job does not run. */
