@@ -1,7 +1,7 @@
 """Jobs of a pool: the submit file, the job's own log, and how it ended.
 
 What happens to a job is read from the log that the user asked for in the submit file: nothing has
-to be started for it, and it is what users read. An event is its number (`NUMBERS`), and the lines
+to be started for it, and it is what users read. An event is its number and the lines
 up to the next.
 """
 
@@ -20,16 +20,9 @@ if TYPE_CHECKING:
 
     from tests.htcondor.pool import Pool
 
-SUBMITTED, EXECUTING, EVICTED, TERMINATED, SHADOW, ABORTED, HELD, RELEASED = (
-    0,
-    1,
-    4,
-    5,
-    7,
-    9,
-    12,
-    13,
-)
+EXECUTING, EVICTED, TERMINATED, ABORTED, HELD, STARTER_ERROR = 1, 4, 5, 9, 12, 21
+WITNESS = "readlink /proc/self/ns/net >> $SUBMITTED_FROM/ran\n"
+"""What a job that runs at all leaves behind, whatever its network, and whatever becomes of it."""
 _EVENT = re.compile(r"^(\d{3}) \(\d+\.\d+\.\d+\) (.*?)^\.\.\.$", re.MULTILINE | re.DOTALL)
 _RETURNED = re.compile(r"\(return value (\d+)\)")
 _SIGNALLED = re.compile(r"\(signal (\d+)\)")
@@ -84,9 +77,7 @@ class CondorJob:
                 return found[count - 1]
             over = any(event.number in {TERMINATED, ABORTED} for event in events)
             if over or time.monotonic() > until:
-                raise LabError(
-                    f"job {self.number}: no event {numbers} of {events}\n{self._pool.logs()}"
-                )
+                raise LabError(f"job {self.number}: no event {numbers} of {events}")
             time.sleep(0.05)
 
     def ended(self) -> End:
@@ -103,6 +94,10 @@ class CondorJob:
 
     def _read(self, name: str) -> str:
         return self.file(name).read_text(errors="replace") if self.file(name).exists() else ""
+
+    def networks(self) -> list[str]:
+        """Return the network namespace of each of its starts, where `WITNESS` is in its script."""
+        return self._read("ran").split()
 
     def ad(self) -> dict[str, Any]:
         """Return its ad, from the queue or, after its end, from the history."""

@@ -62,6 +62,8 @@ STARTER_INITIAL_UPDATE_INTERVAL = 1
 SHADOW_QUEUE_UPDATE_INTERVAL = 2
 PERIODIC_EXPR_INTERVAL = 2
 JOB_START_DELAY = 0
+# `Pool` does what of it concerns the worker's network; the rest would be the machine's
+ENABLE_KERNEL_TUNING = false
 # a proxy is copied: delegation fails in Debian 13's own build, without lark-run too
 DELEGATE_JOB_GSI_CREDENTIALS = false
 SEC_CREDENTIAL_DIRECTORY_OAUTH = /var/lib/condor/oauth
@@ -69,7 +71,13 @@ DAEMON_LIST = $(DAEMON_LIST), CREDD
 """
 LARK = f"""
 USER_JOB_WRAPPER = {WRAPPER}
+# what the starter runs of a user's beside the job, without the wrapper
+START = ($(START)) && TARGET.PreCmd =?= undefined && TARGET.PostCmd =?= undefined \\
+  && TARGET.ToolDaemonCmd =?= undefined && TARGET.TransferPlugins =?= undefined \\
+  && TARGET.WantDocker =!= true && TARGET.JobUniverse =!= 13
 """
+TUNED_PORTS = "1024 65535"
+"""What the master's tuning script makes of the worker's ephemeral ports."""
 READY_SECONDS = 60.0
 
 
@@ -93,6 +101,7 @@ class Pool:
 
     def start(self) -> None:
         """Start the master and wait until the worker's slot is known to the pool."""
+        self.lab.run(["sysctl", "-q", "-w", f"net.ipv4.ip_local_port_range={TUNED_PORTS}"])
         self.master = self.machine.start(["condor_master", "-f"])
         with contextlib.suppress(LabError):
             self.await_true(lambda: bool(self._slots()), READY_SECONDS)
@@ -167,6 +176,10 @@ class Pool:
             raise LabError(f"job {number} has not one final record but {records}")
         return records[0]
 
+    def host(self) -> str:
+        """Return the worker's own network namespace, as jobs would name it."""
+        return self.lab.run(["readlink", "/proc/1/ns/net"]).stdout.strip()
+
     def await_true(self, true: Callable[[], bool], timeout: float = 60) -> None:
         """Ask until it is so; raises LabError with what the daemons logged when it is not."""
         until = time.monotonic() + timeout
@@ -175,7 +188,7 @@ class Pool:
                 raise LabError(f"not so after {timeout} s; the daemons say:\n{self.logs()}")
             time.sleep(0.1)
 
-    def logs(self, lines: int = 25) -> str:
+    def logs(self, lines: int = 8) -> str:
         """Return the end of every daemon's log."""
         folder = self.machine.path("/var/log/condor")
         tails = [
