@@ -30,6 +30,7 @@ from lark_agent.datapath.classes import assign, build_table, pack_prefix
 from lark_agent.datapath.events import EventRing
 from lark_agent.datapath.layout import (
     ALL_CLASSES,
+    FLOWS_OF_SLOT,
     MOST_SERVICES,
     NAME_SIZE,
     PROGRAMS,
@@ -38,12 +39,19 @@ from lark_agent.datapath.layout import (
     u32,
 )
 from lark_agent.datapath.peers import RemoteJobs
-from lark_agent.datapath.plan import ALL_SERVICES, plan_epoch, plan_services, plan_state
+from lark_agent.datapath.plan import (
+    ALL_SERVICES,
+    knows_flows,
+    plan_epoch,
+    plan_services,
+    plan_state,
+)
 from lark_agent.datapath.ports import PortTable
 from lark_agent.datapath.quotas import QuotaTable
 from lark_agent.datapath.services import ServiceTable
 from lark_agent.datapath.settle import wait_for_programs
 from lark_agent.linux import bpf
+from lark_agent.linux.bpf import Map
 from lark_agent.model import DEFAULT_CLASS, MAX_CLASSES
 
 if TYPE_CHECKING:
@@ -54,7 +62,6 @@ if TYPE_CHECKING:
     from lark_agent.datapath.attach import TrafficControl
     from lark_agent.datapath.classes import ClassTable, Network
     from lark_agent.datapath.plan import SlotPlan
-    from lark_agent.linux.bpf import Map
     from lark_agent.model import Port
 
 _COUNTERS = ("usage", "dropped", "dropped2")
@@ -76,6 +83,9 @@ class Datapath:
         self.services = ServiceTable(maps["services"], maps["service_names"])
         self.remote_jobs = RemoteJobs(maps["remote_jobs"])
         self.ports = PortTable(maps["open_ports"])
+        for slot in range(self.slots):  # running jobs may have come with a set of before
+            if knows_flows(maps["plan"].get(u32(slot)) or b""):
+                self._remember_flows(slot)
 
     def close(self) -> None:
         """Close the descriptors."""
@@ -124,6 +134,7 @@ class Datapath:
 
     def prepare(self, slot: int, plan: SlotPlan) -> None:
         """Let pass what finds addresses on a layer-2 link, before there is a job; not counted."""
+        self._remember_flows(slot)
         self._maps["plan"].set(u32(self._checked(slot)), plan.packed(setup=True))
 
     def activate(self, slot: int, plan: SlotPlan) -> None:
@@ -132,6 +143,8 @@ class Datapath:
         epoch = int.from_bytes(os.urandom(4), sys.byteorder)
         self._maps["plan"].set(key, plan.packed())
         self.ports.assign(slot, plan)
+        if knows_flows(plan.packed()):
+            self._remember_flows(slot)
         self._maps["plan"].set(key, plan.packed(epoch=epoch))
         self._maps["plan"].set(key, plan.packed(active=True, epoch=epoch))
 
@@ -147,7 +160,16 @@ class Datapath:
             raise ValueError(f"slot {slot} has no job whose plan could change")
         epoch = plan_epoch(before)
         self.ports.assign(slot, plan)
+        if knows_flows(plan.packed()):
+            self._remember_flows(slot)
         self._maps["plan"].set(key, plan.packed(active=True, epoch=epoch))
+
+    def _remember_flows(self, slot: int) -> None:
+        """Give a slot a map for its flows, once: it takes memory that most slots do not need."""
+        key = u32(slot)
+        if self._maps["flows"].get(key) is None:
+            with Map.create("flows_of_slot", FLOWS_OF_SLOT) as own:
+                self._maps["flows"].set(key, u32(own.fd))
 
     def deactivate(self, slot: int) -> None:
         """Let nothing pass; programs that are running may still count until `settle` returns."""

@@ -6,7 +6,8 @@
  * A flow is noted when the job sends (or when the worker was let in), and is known for as long as
  * packets of it come; its name has the job's epoch, so nothing of an earlier job of the slot is known.
  * ICMP errors pass if they quote a packet of a known flow. Later fragments have no ports: they
- * pass if the first of the same packet has. The map forgets the longest unused flow when it is full.
+ * pass if the first of the same packet has. Every slot has a map of its own, which forgets its longest
+ * unused flow when it is full: a job that begins flows without end makes nobody forget but itself.
  */
 #ifndef LARK_FLOWS_H
 #define LARK_FLOWS_H
@@ -16,6 +17,21 @@
 #define SECOND 1000000000ULL
 #define FORGET_TCP (432000 * SECOND) /* as connection tracking does (nf_conntrack_tcp_timeout_established) */
 #define FORGET_OTHER (180 * SECOND)  /* and nf_conntrack_udp_timeout_stream, rounded up */
+
+INLINE __u64 *find_flow(struct flow *flow)
+{
+	void *own = find_flows(&flow->slot);
+
+	return own ? bpf_map_lookup_elem(own, flow) : 0;
+}
+
+INLINE void set_flow(struct flow *flow, __u64 *seen)
+{
+	void *own = find_flows(&flow->slot);
+
+	if (own)
+		bpf_map_update_elem(own, flow, seen, BPF_ANY);
+}
 
 INLINE void name_flow(struct flow *flow, __u32 slot, const struct plan *own, const struct packet *p,
 		      enum direction direction)

@@ -177,7 +177,7 @@ struct address {
 
 /* A conversation of a job, by the job that began it and the ends. */
 struct flow {
-	__u32 slot;
+	__u32 slot; /* whose flows it is one of */
 	__u32 epoch;
 	__u32 protocol; /* and the bits below */
 	__u32 remote_port;
@@ -216,7 +216,8 @@ __attribute__((section("maps/ringbuf:" LARK_PINS "/events"))) struct events_tabl
 BPF_TABLE_PINNED("hash", struct service, __u32, services, 1, LARK_PINS "/services");
 BPF_TABLE_PINNED("hash", struct address, struct remote_job, remote_jobs, 1,
 		 LARK_PINS "/remote_jobs", BPF_F_NO_PREALLOC);
-BPF_TABLE_PINNED("lru_hash", struct flow, __u64, flows, 1, LARK_PINS "/flows");
+BPF_TABLE("lru_hash", struct flow, __u64, flows_of_slot, 1); /* shows what those in `flows` are */
+BPF_TABLE_PINNED("array_of_maps$flows_of_slot", __u32, __u32, flows, 1, LARK_PINS "/flows");
 BPF_TABLE_PINNED("hash", struct open_port, __u32, open_ports, 1, LARK_PINS "/open_ports",
 		 BPF_F_NO_PREALLOC);
 BPF_TABLE_PINNED("lpm_trie", struct prefix4, struct destination, classes4, 1,
@@ -233,8 +234,7 @@ INLINE struct quota_used *find_quota_used(__u32 *index) { return quota_used.look
 INLINE void tell(struct event *event) { events.ringbuf_output(event, sizeof(*event), 0); }
 INLINE __u32 *find_service(struct service *key) { return services.lookup(key); }
 INLINE struct remote_job *find_remote_job(struct address *key) { return remote_jobs.lookup(key); }
-INLINE __u64 *find_flow(struct flow *key) { return flows.lookup(key); }
-INLINE void set_flow(struct flow *key, __u64 *seen) { flows.update(key, seen); }
+INLINE void *find_flows(__u32 *slot) { return flows.lookup(slot); }
 INLINE __u32 *find_open_port(struct open_port *key) { return open_ports.lookup(key); }
 INLINE struct destination *find4(struct prefix4 *key) { return classes4.lookup(key); }
 INLINE struct destination *find6(struct prefix6 *key) { return classes6.lookup(key); }
@@ -260,7 +260,18 @@ struct {
 } events SEC(".maps");
 MAP(services, BPF_MAP_TYPE_HASH, struct service, __u32, 0);
 MAP(remote_jobs, BPF_MAP_TYPE_HASH, struct address, struct remote_job, BPF_F_NO_PREALLOC);
-MAP(flows, BPF_MAP_TYPE_LRU_HASH, struct flow, __u64, 0);
+struct flows_of_slot {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(struct flow)); /* clang 14 describes no types this far in */
+	__uint(value_size, sizeof(__u64));
+};
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct flows_of_slot);
+} flows SEC(".maps");
 MAP(open_ports, BPF_MAP_TYPE_HASH, struct open_port, __u32, BPF_F_NO_PREALLOC);
 MAP(classes4, BPF_MAP_TYPE_LPM_TRIE, struct prefix4, struct destination, BPF_F_NO_PREALLOC);
 MAP(classes6, BPF_MAP_TYPE_LPM_TRIE, struct prefix6, struct destination, BPF_F_NO_PREALLOC);
@@ -280,11 +291,7 @@ INLINE struct remote_job *find_remote_job(struct address *key)
 {
 	return bpf_map_lookup_elem(&remote_jobs, key);
 }
-INLINE __u64 *find_flow(struct flow *key) { return bpf_map_lookup_elem(&flows, key); }
-INLINE void set_flow(struct flow *key, __u64 *seen)
-{
-	bpf_map_update_elem(&flows, key, seen, BPF_ANY);
-}
+INLINE void *find_flows(__u32 *slot) { return bpf_map_lookup_elem(&flows, slot); }
 INLINE __u32 *find_open_port(struct open_port *key) { return bpf_map_lookup_elem(&open_ports, key); }
 INLINE struct destination *find4(struct prefix4 *key) { return bpf_map_lookup_elem(&classes4, key); }
 INLINE struct destination *find6(struct prefix6 *key) { return bpf_map_lookup_elem(&classes6, key); }

@@ -13,7 +13,7 @@ quota_used      array                 quota → bytes, whether it is used up    
 events          ring buffer           what the agent is told at once               programs
 services        hash                  (protocol, port) of the worker → service     agent
 remote_jobs     hash                  address → owner, group, peers                agent
-flows           LRU hash              slot, ends of a conversation → last seen     programs
+flows           array of LRU hashes   slot → its flows: ends → last seen           programs
 open_ports      hash                  (slot, protocol, port): open, or launcher's  agent
 classes4, -6    longest-prefix tries  network → class, address of slot 0           agent
 class_names     array                 class → name                                 agent
@@ -85,7 +85,11 @@ KEPT = ("slots", "usage", "dropped", "class_names")
 """Maps that are the same in every layout, and are handed on from one to the next."""
 NAME_SIZE = 32
 MOST_SERVICES = 32
-_FLOWS_OF_A_SLOT = 1 << 12
+FLOWS_OF_SLOT = MapSpec(MapKind.LRU_HASH, 36, 8, 1 << 12)
+"""What of `flows` each slot has that needs any: 0.5 MB of the kernel's."""
+REPLACEABLE = ("flows",)
+"""Maps that a release may have had in another form: nothing is lost that the next packets do not
+bring back."""
 MOST_QUOTAS = 8
 """Quotas that one plan can refer to."""
 QUOTA = struct.Struct("=QII")
@@ -120,7 +124,7 @@ def map_specs(slots: int, version: int = VERSION) -> dict[str, MapSpec]:
             "services": MapSpec(MapKind.HASH, 8, 4, 2 * MOST_SERVICES),
             "service_names": MapSpec(MapKind.ARRAY, 4, NAME_SIZE, MOST_SERVICES),
             "remote_jobs": MapSpec(MapKind.HASH, 16, 24, _MOST_PREFIXES, NO_PREALLOC),
-            "flows": MapSpec(MapKind.LRU_HASH, 36, 8, min(1 << 16, _FLOWS_OF_A_SLOT * slots)),
+            "flows": MapSpec(MapKind.ARRAY_OF_MAPS, 4, 4, slots),
             "open_ports": MapSpec(MapKind.HASH, 12, 4, _MOST_PREFIXES, NO_PREALLOC),
         }
     return maps

@@ -13,8 +13,9 @@ release's rules hold. Interfaces that have the old programs keep them until they
 A set of an older layout is carried over. The maps of counters and interfaces are the same map,
 pinned in both directories: the old programs, which hang on the interfaces until they are attached
 again, and the new ones count in the same place, so no packet falls between two sets of counters.
-Plans are rewritten; classes are set anew by every agent (`Datapath.set_classes`). Until an
-interface is attached again, its old programs go by the plan and the classes of before.
+Plans are rewritten, flows begin anew (`layout.REPLACEABLE`, also within one layout); classes are
+set anew by every agent (`Datapath.set_classes`). Until an interface is attached again, its old
+programs go by the plan and the classes of before.
 
 A set made for another number of slots is replaced if no plan in it is active, that is, if no job
 is running. With a job running, or with a layout that this release does not know, nothing is touched
@@ -27,14 +28,25 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lark_agent.datapath import loaders
-from lark_agent.datapath.layout import KEPT, OLDER, PROGRAMS, VERSION, map_specs, u32
+from lark_agent.datapath.layout import (
+    FLOWS_OF_SLOT,
+    KEPT,
+    OLDER,
+    PROGRAMS,
+    REPLACEABLE,
+    VERSION,
+    map_specs,
+    u32,
+)
 from lark_agent.datapath.plan import carried_plan, plan_state
 from lark_agent.errors import PrerequisiteError
 from lark_agent.linux import bpf
-from lark_agent.linux.bpf import Map
+from lark_agent.linux.bpf import Map, MapKind
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from lark_agent.linux.bpf import MapSpec
 
 CURRENT = f"v{VERSION}"
 _VERSIONS = {f"v{version}": version for version in (VERSION, *OLDER)}  # the newest first
@@ -53,6 +65,8 @@ def open_pins(root: Path, slots: int, loader: str, python: str) -> tuple[Path, d
         found = next((root / name for name in _VERSIONS if (root / name).exists()), current)
         held = _open_usable(found, slots)
         keep = bool(held) and found == current
+        if keep:
+            _replace(current, slots, held)
         for opened in held.values():
             on_failure.callback(opened.close)
         _remove(loading)
@@ -134,8 +148,11 @@ def _open_usable(found: Path, slots: int) -> dict[str, Map]:
         for name in wanted:
             if (found / name).exists():
                 maps[name] = close.enter_context(Map.open(found / name))
-        if {name: m.spec for name, m in maps.items()} == wanted:
+        differing = [name for name in wanted if name not in maps or maps[name].spec != wanted[name]]
+        if set(differing) <= set(REPLACEABLE):
             close.pop_all()
+            for name in set(differing) & maps.keys():
+                maps.pop(name).close()
             return maps
         if "plan" in maps and (active := active_plans(maps["plan"])):
             raise PrerequisiteError(
@@ -146,6 +163,22 @@ def _open_usable(found: Path, slots: int) -> dict[str, Map]:
     return {}
 
 
+def _replace(directory: Path, slots: int, maps: dict[str, Map]) -> None:
+    """Make the maps that a set in force lacks; old programs keep theirs until they are replaced."""
+    for name in REPLACEABLE:
+        if name not in maps:
+            (directory / name).unlink(missing_ok=True)
+            maps[name] = _made(name, map_specs(slots)[name])
+            bpf.pin(maps[name].fd, directory / name)
+
+
+def _made(name: str, spec: MapSpec) -> Map:
+    if spec.kind is not MapKind.ARRAY_OF_MAPS:
+        return Map.create(name, spec)
+    with Map.create("shown", FLOWS_OF_SLOT) as shown:
+        return Map.create(name, spec, shown)
+
+
 def _create(directory: Path, slots: int, older: dict[str, Map]) -> dict[str, Map]:
     """Make a set of maps; what an older set (or {}) has is carried into it."""
     maps: dict[str, Map] = {}
@@ -154,7 +187,7 @@ def _create(directory: Path, slots: int, older: dict[str, Map]) -> dict[str, Map
             if name in older and name in KEPT:
                 maps[name] = older[name]
             else:
-                maps[name] = on_failure.enter_context(Map.create(name, spec))
+                maps[name] = on_failure.enter_context(_made(name, spec))
             bpf.pin(maps[name].fd, directory / name)
         if older:
             for slot in active_plans(older["plan"]):

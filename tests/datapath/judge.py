@@ -14,20 +14,29 @@ if TYPE_CHECKING:
 
 
 class Judge:
-    """A datapath with the interface bound to slot 3."""
+    """A datapath with the interface bound to slot 3, or another."""
 
     def __init__(self, datapath: Datapath, ifindex: int) -> None:
         self.datapath = datapath
         self._ifindex = ifindex
         datapath.set_classes({"denied": ["203.0.113.0/24"]}, PEERS, GATEWAYS)
         datapath.set_services({})
-        datapath._maps["slots"].set(u32(ifindex), u32(SLOT))
+        self.bind(SLOT)
+
+    def bind(self, slot: int) -> None:
+        """Let the interface be a slot's from now on."""
+        self._slot = slot
+        self.datapath._maps["slots"].set(u32(self._ifindex), u32(slot))
 
     def begin(self, plan: SlotPlan) -> None:
         """Begin a new job."""
-        self.datapath.deactivate(SLOT)
-        self.datapath.reset(SLOT)
-        self.datapath.activate(SLOT, plan)
+        self.datapath.deactivate(self._slot)
+        self.datapath.reset(self._slot)
+        self.datapath.activate(self._slot, plan)
+
+    def run(self, program: str, frame: bytes) -> None:
+        """Show a program a frame that is one of very many."""
+        outcome(self.datapath._programs[program], Frame(frame), self._ifindex)
 
     def sent(self, frame: bytes, gso_size: int = 0) -> DropReason | None:
         return self._judged("from_job", Frame(frame, gso_size))
@@ -46,9 +55,9 @@ class Judge:
         return self.datapath.read([SLOT])[SLOT].used_by(MAX_CLASSES, direction)
 
     def _judged(self, program: str, frame: Frame) -> DropReason | None:
-        before = self.datapath.read([SLOT])[SLOT]
+        before = self.datapath.read([self._slot])[self._slot]
         verdict = outcome(self.datapath._programs[program], frame, self._ifindex).verdict
-        after = self.datapath.read([SLOT])[SLOT]
+        after = self.datapath.read([self._slot])[self._slot]
         reasons = [r for r in DropReason if after.dropped_for(r) != before.dropped_for(r)]
         assert len(reasons) == (verdict != PASSED)
         return reasons[0] if reasons else None

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.datapath import RemoteJob
+from lark_agent.datapath.layout import FLOWS_OF_SLOT, u32
+from lark_agent.linux.bpf import Map, bpf
 from lark_agent.model import Count, Direction, DropReason, Inbound, Peers
 from tests.datapath.cases import STRANGE_MAC, back
 from tests.datapath.frames import (
@@ -33,6 +35,7 @@ from tests.datapath.frames import (
 from tests.datapath.network import FAR4, FAR6, GATEWAYS, JOB4, JOB6, JOB_MAC, PEERS, PLAN, SLOT
 
 if TYPE_CHECKING:
+    from lark_agent.datapath import Datapath
     from tests.datapath.judge import Judge
 
 pytestmark = pytest.mark.root
@@ -273,9 +276,18 @@ def test_ports_of_a_plan_that_opens_none_are_closed(judge: Judge) -> None:
     assert judge.received(far4(syn(5, 8000), TCP)) is REFUSED
 
 
+def flows_of(datapath: Datapath, slot: int) -> Map:
+    """Open the map of a slot's flows; the caller closes it."""
+    number = datapath._maps["flows"].get(u32(slot))
+    assert number is not None
+    map_get_fd_by_id = 14
+    return Map(bpf(map_get_fd_by_id, bytearray(number), "open the flows"), "flows")
+
+
 def test_flows_are_forgotten(judge: Judge) -> None:
     """Answers come in for three minutes after the last packet, of TCP for five days."""
-    flows = judge.datapath._maps["flows"]
+    judge.begin(LINK)
+    flows = flows_of(judge.datapath, SLOT)
     for seconds, frame, answer in (
         (180, ipv4(udp(b"", 4000, 80)), far4(udp(b"", 80, 4000), UDP)),
         (5 * 86400, ipv4(syn(4000, 80), TCP), far4(syn(80, 4000), TCP)),
@@ -287,6 +299,32 @@ def test_flows_are_forgotten(judge: Judge) -> None:
             for key in list(flows.keys()):
                 flows.set(key, struct.pack("=Q", seen % 2**64))
             assert judge.received(answer) is expected
+    flows.close()
+
+
+def test_a_flood_of_flows_makes_only_its_own_job_forget(judge: Judge) -> None:
+    """However many flows one job begins, another's is known, and its own latest are."""
+    other = SLOT + 1
+    judge.begin(LINK)
+    assert judge.sent(ip4(ipv4(udp(b"", 4000, 80)))) is None
+    answer = far4(udp(b"", 80, 4000), UDP)
+    judge.bind(other)
+    judge.begin(LINK)
+    for port in range(1, 2 * FLOWS_OF_SLOT.max_entries + 1):
+        judge.run("from_job", ip4(ipv4(udp(b"", port, 81))))
+    assert judge.received(far4(udp(b"", 81, 2 * FLOWS_OF_SLOT.max_entries), UDP)) is None
+    assert judge.received(far4(udp(b"", 81, 1), UDP)) is REFUSED, "nothing was forgotten at all"
+    judge.bind(SLOT)
+    assert judge.received(answer) is None
+
+
+def test_only_slots_that_need_flows_have_room_for_them(judge: Judge) -> None:
+    """A plan behind the worker's firewall takes no memory for flows; one that opens ports does."""
+    flows = judge.datapath._maps["flows"]
+    judge.begin(PLAN)
+    assert flows.get(u32(SLOT)) is None
+    judge.datapath.change(SLOT, replace(PLAN, inbound=Inbound.ALL))
+    assert flows.get(u32(SLOT)) is not None
 
 
 def test_fragments_follow_their_first(judge: Judge) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,8 +17,11 @@ from lark_agent.datapath.settle import wait_by_map
 from lark_agent.errors import KernelError, PrerequisiteError
 from lark_agent.linux import libbpf
 from lark_agent.linux.bpf import BpfError, Map, MapKind, MapSpec, pin
-from lark_agent.model import Count
-from tests.datapath.network import BPFFS, FAR4, PLAN, SLOT, Network
+from lark_agent.model import Count, DropReason
+from tests.datapath.cases import back
+from tests.datapath.frames import ip4, ipv4, udp
+from tests.datapath.judge import Judge
+from tests.datapath.network import BPFFS, FAR4, JOB4, PLAN, SLOT, Network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,6 +78,28 @@ def test_loaders_take_over_from_each_other(network: Network, kernel_headers: Non
             compiled.attach(netlink, network.ifindex, SLOT)
         ping(network, 2)
         assert compiled.read([SLOT])[SLOT].used[:2] == (4, 4 * 84)
+
+
+@pytest.mark.parametrize("loader", ["libbpf", "bcc"])
+def test_flows_of_an_earlier_form_begin_anew(
+    datapath: Datapath, bench: int, kernel_headers: None, loader: str
+) -> None:
+    """Where a release kept all jobs' flows in one map, a running job goes on with its own."""
+    link = replace(PLAN, link=True)
+    Judge(datapath, bench).begin(link)
+    place = BPFFS / "v3" / "flows"
+    place.unlink()
+    with Map.create("flows", MapSpec(MapKind.LRU_HASH, 36, 8, 1 << 15)) as earlier:
+        pin(earlier.fd, place)
+    with load(BPFFS, 8, loader) as again:
+        assert again.active_slots() == {SLOT}
+        judge = Judge(again, bench)
+        answer = back(ip4(ipv4(udp(b"", 80, 4000), source=FAR4, destination=JOB4)))
+        assert judge.received(answer) is DropReason.INBOUND_DENIED
+        assert judge.sent(ip4(ipv4(udp(b"", 4000, 80)))) is None
+        assert judge.received(answer) is None
+    assert entries(BPFFS) == {"v3"}
+    assert entries(BPFFS / "v3") == SET
 
 
 def test_another_size_waits_for_the_jobs(datapath: Datapath) -> None:
