@@ -138,18 +138,18 @@ def plan_state(value: bytes | memoryview) -> tuple[bool, int]:
 def knows_flows(value: bytes) -> bool:
     """Tell whether a value of the map `plan` lets in what answers a flow, or the worker's calls."""
     flags, *_ = _STATE.unpack_from(value)
-    inbound = int(_WHAT.unpack_from(value, _WHO.size)[-3])
+    inbound = int(_WHAT.unpack_from(value, _WHO.size)[5])
     return bool(flags & Flag.LINK) or inbound in {_INBOUND[Inbound.PORTS], _INBOUND[Inbound.ALL]}
 
 
 def plan_services(value: bytes) -> int:
     """Return the service mask of a value of the map `plan`, of this version."""
-    return int(_WHAT.unpack_from(value, _WHO.size)[-3])
+    return int(_WHAT.unpack_from(value, _WHO.size)[6])
 
 
 def plan_epoch(value: bytes) -> int:
     """Return the epoch of a value of the map `plan`, of this version."""
-    return int(_WHAT.unpack_from(value, _WHO.size)[-2])
+    return int(_WHAT.unpack_from(value, _WHO.size)[7])
 
 
 def carried_plan(value: bytes) -> bytes:
