@@ -165,14 +165,17 @@ def _decided(site: SitePolicy, given: dict[str, Any], steps: list[Step]) -> Netw
 
 def _asking(given: dict[str, Any]) -> Asking:
     """Name the job as the agent would, but for what the options say."""
-    from lark_agent.hooks.identity import Caller, identify  # noqa: PLC0415  --help stays fast
+    from lark_agent.hooks.identity import Caller, Launcher, identify  # noqa: PLC0415  --help stays fast
     from lark_agent.hooks.request import RunRequest  # noqa: PLC0415  as above
     from lark_agent.policy import ads  # noqa: PLC0415  as above
     from lark_agent.policy.site import Asking  # noqa: PLC0415  as above
+    from lark_agent.schedulers import htcondor  # noqa: PLC0415  as above
 
     paths: tuple[Path | None, Path | None] = given["ad"], given["machine_ad"]
     job_ad, machine_ad = (path.read_bytes() if path else None for path in paths)
-    caller = Caller(0, 0, given["owner"] or "", by_root=not given["unverified"])
+    # an ad is HTCondor's, so that is whose starter would have launched the job
+    starter = Launcher(0, 0, htcondor.SYSTEM.launchers[0])
+    caller = Caller(0, 0, given["owner"] or "", None if given["unverified"] else starter)
     job, ad = identify(RunRequest(job_ad=job_ad), caller)
     job = _as_told(job, ad, given)
     return Asking(job, ad, ads.parse(machine_ad or b"", "machine ad"), given["profile"])

@@ -2,8 +2,9 @@
 
 JOB_ID is a name that others use too, so a job is Grid Engine's if SGE_TASK_ID is there as well: it
 is "undefined" but for tasks of an array, which `qstat` shows with their number and people write
-``123.4``. SGE_ACCOUNT is what `qsub -A` said, "sge" without it. Jobs run under their owner's
-account; each has its `sge_shepherd`, whose real user is root.
+``123.4``. SGE_ACCOUNT is what `qsub -A` said, "sge" without it. A user who exports them changes
+nothing: tried with 8.1.9. Jobs run under their owner's account; each has its `sge_shepherd`, whose
+real user is root, though its effective one is the cluster's manager.
 """
 
 from __future__ import annotations
