@@ -14,6 +14,7 @@ import pytest
 
 from lark_agent.model import WORKER_CLASS, Connectivity, Count
 from tests.agent.worker import QUICK, drops, final, kill, python, until
+from tests.lab.filesystem import WRAPPERS
 from tests.lab.topology import CAMPUS, WORKER
 from tests.lab.world import Lab
 
@@ -268,6 +269,13 @@ def test_other_ports_of_the_loopback_are_the_jobs(world: Lab) -> None:
     job = world.start_job(python(OWN), listen=[LOOPBACK])
     assert job.result().stdout == "mine\n"
     assert final(world, job.job_id).usage.sent == Count()
+
+
+def test_a_starter_that_listens_after_it_has_announced_the_job(world: Lab) -> None:
+    """The sandbox is ready before the starter listens; the job that comes then reaches it."""
+    prepare = f"{WRAPPERS}/lark-prepare"
+    job = world.start_job(python(ONCE), listen=[LOOPBACK], hook=prepare)
+    assert answers(job) == {"chirp": told(job)}
 
 
 @pytest.mark.parametrize("scheduler", ["plain", "slurm"])

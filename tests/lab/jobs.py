@@ -41,6 +41,8 @@ class JobSpec:
     ad: Mapping[str, AdValue] | str | None
     listen: tuple[str, ...] = ()
     """Addresses of the worker on which the starter listens for the job."""
+    hook: str = ""
+    """What the starter runs before the job, and before it listens."""
 
     @property
     def job_id(self) -> str:
@@ -78,6 +80,7 @@ class JobSpec:
                 "umask": self.umask,
                 "env": self.env,
                 "listen": self.listen,
+                "hook": self.hook,
                 "job_ad": self.job_ad(),
                 "machine_ad": self.machine_ad(),
                 "uid": account.uid,

@@ -24,6 +24,7 @@ import ctypes
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -45,6 +46,8 @@ def main() -> None:
     # agents believe the batch system's own commands only
     ctypes.CDLL(None).prctl(PR_SET_NAME, COMMANDS[orders["scheduler"]], 0, 0, 0)
     scratch = prepare_scratch(orders)
+    if orders["hook"]:
+        announce(orders, scratch)
     listen(orders, scratch)
     env = {
         "PATH": "/run/lab/bin:/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8",
@@ -79,6 +82,16 @@ def prepare_scratch(orders: dict[str, Any]) -> Path:
             os.chown(scratch / name, orders["uid"], orders["groups"][0])
     os.chown(scratch, orders["uid"], orders["groups"][0])
     return scratch
+
+
+def announce(orders: dict[str, Any], scratch: Path) -> None:
+    """Run the prepare hook as the job's user, before anything is listened on."""
+    done = subprocess.run(
+        [orders["hook"]], input=orders["job_ad"], text=True, capture_output=True, check=True,
+        env=naming(orders, scratch), cwd=scratch, user=orders["uid"], group=orders["groups"][0],
+        extra_groups=orders["groups"],
+    )  # fmt: skip
+    assert not done.stdout, done.stdout  # it prints refusals only
 
 
 def listen(orders: dict[str, Any], scratch: Path) -> None:

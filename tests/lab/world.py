@@ -207,17 +207,18 @@ class Lab:
         umask: int = 0o022,
         host: str = "worker",
         listen: Sequence[str] = (),
+        hook: str = "",
     ) -> JobHandle:
         """Start a job through the wrapper as a batch system does; see `tests.lab.starter`.
 
-        Its starter listens for it on the addresses `listen`.
+        Its starter listens for it on the addresses `listen`, after it has run its prepare `hook`.
         `ad` adds to or replaces attributes of an ordinary job ad, or, as text, is the whole ad.
         `wrapper` None starts the job bare.
         """
         number = next(self._numbers)
         spec = JobSpec(
             number, tuple(command), user, scheduler, wrapper, umask, dict(env or {}), ad,
-            tuple(listen),
+            tuple(listen), hook,
         )  # fmt: skip
         starter = self.start(
             ["/usr/bin/python3", "-I", "-S", str(ROOT / "tests/lab/starter.py")],
