@@ -20,13 +20,14 @@ static void pause_apart(void)
 }
 
 /* Read the comment of the job's last run; false if slurmdbd does not know the job (yet). */
-static bool read_comment(void *database, slurmdb_job_cond_t *which, char *comment)
+static bool read_comment(void *database, slurmdb_job_cond_t *which, const char *usage,
+    char *comment)
 {
 	List found = slurmdb_jobs_get(database, which);
 	slurmdb_job_rec_t *job, *last = NULL;
 
 	if (!found)
-		refuse("slurmdbd does not answer: %s", slurm_strerror(slurm_get_errno()));
+		refuse("slurmdbd does not answer (%s): %s", usage, slurm_strerror(slurm_get_errno()));
 	while ((job = slurm_list_pop(found))) /* not freed: the epilog's process ends soon */
 		if (!last || job->submit > last->submit)
 			last = job;
@@ -43,7 +44,7 @@ static bool add_usage(void *database, slurmdb_job_cond_t *which, const char *usa
 	slurmdb_job_rec_t change = {.admin_comment = after, .derived_ec = NO_VAL,
 		.array_task_id = NO_VAL, .state = NO_VAL, .requid = NO_VAL};
 
-	if (!read_comment(database, which, comment))
+	if (!read_comment(database, which, usage, comment))
 		return false;
 	if (strstr(comment, usage))
 		return true;
