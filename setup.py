@@ -121,9 +121,7 @@ def build_wrapper() -> list[Path]:
     write_environment(native / "environment.h")
     (native / "bin").mkdir(exist_ok=True)
     compiler, before, after = wrapper_compiler()
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    # -fanalyzer is gcc's
-    analyzer = [] if "clang" in version.stdout else ["-fanalyzer"]
+    analyzer = analyzer_of(compiler)
     built = []
     for name in ("lark-run", "lark-enter", "lark-prepare"):
         target, source = native / "bin" / name, native / f"{name}.c"
@@ -144,9 +142,16 @@ def build_spank() -> list[Path]:
     target, source = native / "bin" / "spank_lark.so", native / "spank_lark.c"
     target.parent.mkdir(exist_ok=True)
     hardening = [flag for flag in HARDENING if flag != "-fPIE"]
-    flags = [*WARNINGS, *hardening, "-fPIC", "-shared", "-fvisibility=hidden"]
-    run(os.environ.get("CC", "cc"), *flags, source, *LINKING, "-o", target)
+    compiler = os.environ.get("CC", "cc")
+    flags = [*WARNINGS, *analyzer_of(compiler), *hardening, "-fPIC", "-shared"]
+    run(compiler, *flags, "-fvisibility=hidden", source, *LINKING, "-o", target)
     return [target]
+
+
+def analyzer_of(compiler: str) -> list[str]:
+    """Return the option that has gcc look for leaks and the like; clang has none."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    return [] if "clang" in version.stdout else ["-fanalyzer"]
 
 
 def wrapper_compiler() -> tuple[str, list[object], list[object]]:

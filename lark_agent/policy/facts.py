@@ -1,7 +1,7 @@
 """What the agent vouches for in every job's ad, whichever batch system started the job.
 
-A job of Slurm or a plain one brings no ad: it is presented as an ad of these attributes alone, and
-rules over anything else are undefined for it.
+A plain job brings no ad: it is presented as an ad of these attributes alone, and rules over
+anything else are undefined for it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 All daemons are the distribution's, run as root on the lab's worker in the foreground without
 systemd, and keep everything they write below the lab's own tmpfs: the key of munge, spool,
-state, logs. One node, "worker1", has made-up CPUs, so that many jobs fit on a small machine.
+state, logs. The node "worker1", with `second` also "worker2" (in a lab with two workers), has
+made-up CPUs, so that many jobs fit on a small machine.
 slurmctld, slurmd and slurmstepd share the worker's network with whoever runs on no sandbox; jobs
 do not. With `accounting` there are a MariaDB (on a socket only) and slurmdbd too, so that sacct
 answers.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tests.agent.worker import until
 from tests.lab.filesystem import STATE, USERS, WRAPPERS
-from tests.lab.topology import WORKER
+from tests.lab.topology import WORKER, WORKER2
 
 if TYPE_CHECKING:
     from subprocess import CompletedProcess
@@ -28,7 +29,7 @@ HERE = STATE / "slurm"
 ETC = Path("/etc/slurm")
 PLUGIN = WRAPPERS / "spank_lark.so"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun")
-ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db")
+ACCOUNTING_PROGRAMS = ("slurmdbd", "mariadbd", "mariadb-install-db", "mariadb")
 BANDWIDTH = 1000
 """Mbit/s that the node offers as gres/bandwidth."""
 CONF = f"""\
@@ -47,11 +48,11 @@ SwitchType=switch/none
 MpiDefault=none
 ReturnToService=2
 StateSaveLocation={HERE}/state
-SlurmdSpoolDir={HERE}/spool
+SlurmdSpoolDir={HERE}/spool/%n
 SlurmctldPidFile={HERE}/slurmctld.pid
-SlurmdPidFile={HERE}/slurmd.pid
+SlurmdPidFile={HERE}/slurmd.%n.pid
 SlurmctldLogFile={HERE}/slurmctld.log
-SlurmdLogFile={HERE}/slurmd.log
+SlurmdLogFile={HERE}/slurmd.%n.log
 SlurmctldDebug=verbose
 SlurmdDebug=verbose
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
@@ -63,9 +64,14 @@ SlurmdParameters=config_overrides
 GresTypes=bandwidth
 LaunchParameters=use_interactive_step
 InteractiveStepOptions="--interactive --preserve-env sh"
-NodeName=worker1 NodeAddr={WORKER.ipv4} CPUs=8 Gres=bandwidth:{BANDWIDTH} State=UNKNOWN
-PartitionName=main Nodes=worker1 Default=YES MaxTime=INFINITE State=UP
-PartitionName=closed Nodes=worker1 MaxTime=INFINITE State=UP
+NodeName=DEFAULT CPUs=8 Gres=bandwidth:{BANDWIDTH} State=UNKNOWN
+NodeName=worker1 NodeAddr={WORKER.ipv4}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=closed Nodes=ALL MaxTime=INFINITE State=UP
+"""
+ACCOUNTING = f"""\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost={WORKER.ipv4}
 """
 DATABASE = f"""\
 AuthType=auth/munge
@@ -103,22 +109,19 @@ class Cluster:
     """One cluster in a lab, up when it is made; the lab's end is its end."""
 
     def __init__(
-        self, lab: Lab, *, accounting: bool = False, plugstack: str = "", more: str = ""
+        self, lab: Lab, *, accounting: bool = False, plugstack: str = "", second: bool = False
     ) -> None:
         self.lab = lab
+        more = f"NodeName=worker2 NodeAddr={WORKER2.ipv4}\n" if second else ""
         self._write(accounting, plugstack, more)
         munge(lab)
         if accounting:
             self._start_database()
         self.ctld = lab.start(["slurmctld", "-D", "-i"])
         until(lambda: self._ok("scontrol", "ping"), "slurmctld that answers")
-        self.slurmd = self.start_slurmd()
-
-    def start_slurmd(self) -> Process:
-        """Start the node's daemon and wait until the controller sends it jobs."""
-        process = self.lab.start(["slurmd", "-D", "-N", "worker1"])
-        until(self._idle, f"a node that is idle\n{self.log('slurmd')}")
-        return process
+        for node in ("worker1", *(("worker2",) if second else ())):
+            lab.start(["slurmd", "-D", "-N", node], host=WORKER.name if node == "worker1" else node)
+        until(self._idle, "nodes that are idle")
 
     def run(
         self,
@@ -147,10 +150,9 @@ class Cluster:
             lab.path(HERE / name).mkdir(parents=True)
         # an overlay's directory of ours: what the machine's packages left there is not looked at
         lab.path(ETC).mkdir(exist_ok=True)
-        database = "AccountingStorageType=accounting_storage/slurmdbd\nAccountingStorageHost=localhost\nAccountingStoreFlags=job_comment\n"  # noqa: E501
-        lab.path(ETC / "slurm.conf").write_text(CONF + (database if accounting else "") + more)
+        lab.path(ETC / "slurm.conf").write_text(CONF + (ACCOUNTING if accounting else "") + more)
         lab.path(ETC / "gres.conf").write_text(
-            f"NodeName=worker1 Name=bandwidth Count={BANDWIDTH} Flags=CountOnly\n"
+            f"Name=bandwidth Count={BANDWIDTH} Flags=CountOnly\n"
         )
         # left to itself slurmd looks which version there is, and ends where it sees both
         lab.path(ETC / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
@@ -177,9 +179,14 @@ class Cluster:
                 "--innodb-lock-wait-timeout=900",
             ]
         )  # fmt: skip
-        until(lab.path("/run/mysqld/mysqld.sock").exists, "a database that listens")
-        lab.start(["slurmdbd", "-D"])
-        until(lambda: self._ok("sacctmgr", "-n", "show", "cluster"), "slurmdbd that answers")
+        ask = ["mariadb", "--no-defaults", "--socket=/run/mysqld/mysqld.sock", "-e", "SELECT 1"]
+        until(lambda: self._ok(*ask), "a database that answers")
+        dbd = lab.start(["slurmdbd", "-D"])
+        until(
+            lambda: dbd.poll() is not None or self._ok("sacctmgr", "-n", "show", "cluster"),
+            "slurmdbd that answers",
+        )
+        assert dbd.poll() is None, dbd.stderr
         for thing in ("cluster campus", "account physics", "account students",
                       "user alice account=physics", "user bob account=students"):  # fmt: skip
             lab.run(["sacctmgr", "-i", "add", *thing.split()])

@@ -33,3 +33,12 @@ def cluster(slurm_installed: None) -> Iterator[Cluster]:
     with Lab() as lab:
         lab.agent(AGENT)
         yield Cluster(lab, accounting=True, plugstack=PLUGSTACK)
+
+
+@pytest.fixture(scope="module")
+def pair(slurm_installed: None) -> Iterator[Cluster]:
+    """Give the tests a cluster of two nodes, with its database and an agent on each."""
+    with Lab(second=True) as lab:
+        lab.agent(AGENT)
+        lab.agent(f'worker = "worker2"\n{AGENT}', host="worker2")
+        yield Cluster(lab, accounting=True, plugstack=PLUGSTACK, second=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import TYPE_CHECKING
 
 from lark_agent.accounting.journal import decode
@@ -75,7 +76,7 @@ def ended(cluster: Cluster, job: int | str) -> str:
         word = state(cluster, job)
         return word if word in over else ""
 
-    return str(until(settled, f"job {job} that ends\n{cluster.log('slurmd')}"))
+    return str(until(settled, f"job {job} that ends\n{cluster.log('slurmd.worker1')}"))
 
 
 def running(cluster: Cluster, job: int | str) -> None:
@@ -120,3 +121,11 @@ def final(cluster: Cluster, job: int | str) -> Record:
 
     answer: Record = until(last, f"final record of job {job}")
     return answer
+
+
+def guarantees(cluster: Cluster, host: str = "worker") -> list[float]:
+    """Return what a node's kernel holds for the jobs that run, in Mbit/s of frames."""
+    show = ["tc", "class", "show", "dev", "larkup"]
+    shown = cluster.lab.run(show, host=host, check=False).stdout  # fails before the first is held
+    found = re.findall(r" leaf .* rate (\d+)(K|M)bit ceil", shown)
+    return sorted(int(rate) / (1000 if unit == "K" else 1) for rate, unit in found)

@@ -49,7 +49,7 @@ def test_without_an_agent_the_node_is_drained_and_the_job_waits(bare: Cluster) -
     until(lambda: "drain" in node(bare), "a node that is drained", timeout=60)
     until(lambda: state(bare, job) == "PENDING", "a job that waits again")
     assert "net:" not in output(bare, job)
-    assert "no agent at /run/lark/run.sock" in bare.log("slurmd")
+    assert "no agent at /run/lark/run.sock" in bare.log("slurmd.worker1")
     bare.lab.agent(AGENT)
     bare.run("scontrol", "update", "nodename=worker1", "state=resume", user="root")
     bare.run("scontrol", "release", str(job), user="root")

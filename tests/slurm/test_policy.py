@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from lark_agent.model import Connectivity
 from tests.agent.worker import until
 from tests.slurm.cluster import BANDWIDTH, Cluster, home
-from tests.slurm.site import ended, final, of_job, output, running, script, state
+from tests.slurm.site import ended, final, guarantees, of_job, output, running, script, state
 
 pytestmark = [pytest.mark.root, pytest.mark.slurm]
 MARK = f"touch {home('alice')}/it-ran"
-
-
-def guarantees(cluster: Cluster) -> list[float]:
-    """Return what the kernel holds for the jobs that run, in Mbit/s of frames, the least first."""
-    shown = cluster.lab.run(["tc", "class", "show", "dev", "larkup"]).stdout
-    found = re.findall(r" leaf .* rate (\d+)(K|M)bit ceil", shown)
-    return sorted(int(rate) / (1000 if unit == "K" else 1) for rate, unit in found)
 
 
 def test_a_job_gets_the_profile_that_it_asks_for_within_the_policy(cluster: Cluster) -> None:

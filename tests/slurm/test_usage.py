@@ -17,14 +17,15 @@ pytestmark = [pytest.mark.root, pytest.mark.slurm]
 FETCH = f"curl -sfo /dev/null http://{CAMPUS.ipv4}/bytes/300000"
 
 
-def comment(cluster: Cluster, job: int | str) -> str:
-    """Wait for a job's admin comment and return it."""
+def comment(cluster: Cluster, job: int | str, parts: int = 1) -> str:
+    """Wait for a job's admin comment, of so many nodes, and return it."""
 
     def there() -> str:
         show = ["sacct", "-XnP", "-j", str(job), "-o", "admincomment"]
-        return cluster.run(*show).stdout.strip()
+        text = cluster.run(*show).stdout.strip()
+        return text if text.count("lark ") >= parts else ""
 
-    return str(until(there, f"an admin comment of job {job}\n{cluster.log('slurmd')}"))
+    return str(until(there, f"an admin comment of job {job}\n{cluster.log('slurmd.worker1')}"))
 
 
 def test_sacct_tells_a_users_bytes(cluster: Cluster) -> None:

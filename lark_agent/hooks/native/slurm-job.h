@@ -12,13 +12,13 @@
 #include <stdint.h>
 
 #define FACTS "/run/lark/slurm"
-enum { WORD_MAX = 128, COMMENT_MAX = 4096, BUSY_ATTEMPTS = 5 };
+enum { WORD_MAX = 128, COMMENT_MAX = 4096, BUSY_ATTEMPTS = 12 };
 
 extern slurm_conf_t slurm_conf; /* of libslurm, which slurmstepd and slurmd have loaded */
 
 /* Everything is text or a number of ours: the file is written and read by the same plugin. */
 struct facts {
-	uint32_t size, job, restarts, uid, array_job, array_task;
+	uint32_t size, job, restarts, uid, nodes, array_job, array_task;
 	uint64_t bandwidth; /* Mbit/s that the scheduler gave the job on this node; 0: none */
 	char account[WORD_MAX], partition[WORD_MAX], qos[WORD_MAX], reservation[WORD_MAX];
 };
@@ -78,6 +78,7 @@ static void ask_controller(struct facts *facts, const char *gres)
 		if (answer->job_array[i].job_id == facts->job)
 			job = &answer->job_array[i];
 	facts->uid = job->user_id;
+	facts->nodes = job->num_nodes;
 	facts->array_job = job->array_job_id;
 	facts->array_task = job->array_task_id;
 	facts->bandwidth = *gres ? given_here(job, gres) : 0;
@@ -93,25 +94,33 @@ static void facts_path(char *path, size_t size, uint32_t job)
 	(void)snprintf(path, size, FACTS "/%u", job);
 }
 
-/* Learn who the job is; only its first step on this node asks slurmctld. */
-static void learn(struct facts *facts, uint32_t job, uint32_t restarts, const char *gres)
+/* Read what an earlier step learned; false if there is nothing of this job. */
+static bool remember(struct facts *facts, uint32_t job)
 {
-	char path[64], fresh[80];
+	char path[64];
 
 	facts_path(path, sizeof path, job);
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	ssize_t got = fd == -1 ? 0 : read(fd, facts, sizeof *facts);
 	if (fd != -1)
 		close(fd);
-	if (got == sizeof *facts && facts->size == sizeof *facts && facts->job == job
-	    && facts->restarts == restarts)
+	return got == sizeof *facts && facts->size == sizeof *facts && facts->job == job;
+}
+
+/* Learn who the job is; only its first step on this node asks slurmctld. */
+static void learn(struct facts *facts, uint32_t job, uint32_t restarts, const char *gres)
+{
+	char path[64], fresh[80];
+
+	if (remember(facts, job) && facts->restarts == restarts)
 		return;
 	*facts = (struct facts){.size = sizeof *facts, .job = job, .restarts = restarts};
 	ask_controller(facts, gres);
 	(void)mkdir("/run/lark", 0755);
 	(void)mkdir(FACTS, 0700);
+	facts_path(path, sizeof path, job);
 	(void)snprintf(fresh, sizeof fresh, "%s.%d", path, (int)getpid());
-	fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+	int fd = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd == -1)
 		return; /* the next step asks again */
 	if (write(fd, facts, sizeof *facts) != sizeof *facts || rename(fresh, path) == -1)

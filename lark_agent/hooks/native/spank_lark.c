@@ -247,6 +247,8 @@ int slurm_spank_job_epilog(spank_t spank, int count, char **arguments)
 	char usage[REPLY_MAX + 1] = "";
 
 	(void)count, (void)arguments;
+	if (!remember(&job_facts, job))
+		job_facts.nodes = 0; /* not known here */
 	forget(job);
 	if (setjmp(given_up) == 0) {
 		add_job('e', job, item(spank, S_JOB_UID));
@@ -254,7 +256,7 @@ int slurm_spank_job_epilog(spank_t spank, int count, char **arguments)
 		check_agent(agent);
 		receive_usage(agent, usage);
 		if (*usage)
-			keep_usage(job, usage);
+			keep_usage(job, job_facts.nodes, usage);
 	} else
 		slurm_error("lark: job %u: %s", job, why_not);
 	return 0;
