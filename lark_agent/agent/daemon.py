@@ -52,6 +52,7 @@ from lark_agent.agent.hook import Hook
 from lark_agent.agent.launchers import Launchers
 from lark_agent.agent.metering import Metering
 from lark_agent.agent.neighbours import Neighbours, PoolFollower
+from lark_agent.agent.own import OwnNamespaces
 from lark_agent.agent.places import Places
 from lark_agent.agent.quotas import Quotas
 from lark_agent.agent.recovery import Found, recover
@@ -266,6 +267,7 @@ class Daemon:
         self._gate = Gate(
             self._run_directory / "run.sock", lambda: self._policy, self._pool, self._attachments,
             self._launchers, settings,
+            OwnNamespaces(self._sandboxes.hand_over, allowed=settings.pool.own_namespaces),
         )  # fmt: skip
         changing = Changing(self._attachments, lambda: self._policy.words)
         await serve(

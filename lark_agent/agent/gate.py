@@ -13,6 +13,7 @@ job is there (`Purpose.PREPARE`), so that a refusal can be told in time.
 Refused are callers in another network namespace than the agent's (they are in a sandbox already, or
 in one they made: comparing namespaces cannot be raced as comparing pids could) or in the control
 group of a job that has no sandbox, and root, whom no sandbox can hold, unless it asks for a user.
+A caller that can enter no sandbox makes one after that check (`lark_agent.agent.own`).
 """
 
 from __future__ import annotations
@@ -59,9 +60,11 @@ if TYPE_CHECKING:
     from lark_agent.agent.attachment import Attachment
     from lark_agent.agent.attachments import Attachments
     from lark_agent.agent.launchers import Launchers
+    from lark_agent.agent.own import OwnNamespaces
     from lark_agent.config import AgentSettings
     from lark_agent.model import Job, NetworkPlan
     from lark_agent.policy.site import SitePolicy
+    from lark_agent.sandbox.connectivity import Sandbox
     from lark_agent.sandbox.pool import Pool
 
 _START_SECONDS = 60.0
@@ -84,6 +87,7 @@ class Gate:
         attachments: Attachments,
         launchers: Launchers,
         settings: AgentSettings,
+        own: OwnNamespaces,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._path = path
@@ -93,6 +97,7 @@ class Gate:
         self._launchers = launchers
         self._settings = settings
         self._callouts = Callouts()
+        self._own = own
         self._host = namespaces.identity("/proc/self/ns/net")
         self._users: dict[int, tuple[str, float]] = {}
         self._open_by_user: Counter[int] = Counter()
@@ -238,6 +243,8 @@ class Gate:
                 return await self._attach(connection, request, caller, member, key)
             if attachment.record.job.uid != caller.uid:
                 raise PolicyRefusal("the job that the batch system started here is another user's")
+            if request.own_namespace:
+                self._own.check_joinable(attachment.sandbox)
             await self._attachments.join(attachment, member)
             await self._launchers.look(attachment)
             return attachment
@@ -293,26 +300,43 @@ class Gate:
         if planned is None:
             return None
         job, plan = planned
-        if announced and plan.connectivity is Connectivity.HOST:
-            return None  # nothing has to be ready, and only the job itself can be moved
+        if request.own_namespace:
+            self._own.check(plan)
+        if announced and (request.own_namespace or plan.connectivity is Connectivity.HOST):
+            return None  # nothing can be ready: only the job itself can be moved, or make it
         launcher = self._launchers.ports(caller.launcher, plan)
-        kind = Kind.of(plan, launcher)
+        with contextlib.ExitStack() as stack:
+            namespace = -1
+            if request.own_namespace:
+                namespace = await self._own.obtain(connection, caller, member.pidfd)
+                if namespace < 0:
+                    return None
+                stack.callback(os.close, namespace)
+            sandbox = await self._take(connection, Kind.of(plan, launcher), member)
+            if sandbox is None:
+                return None
+            try:
+                if namespace >= 0:
+                    await self._own.furnish(sandbox, namespace)
+                attachment = await self._attachments.begin(
+                    job, plan, sandbox, member, key, launcher,
+                    announced=announced, steps=caller.by_root,
+                )  # fmt: skip
+            except BaseException:
+                self._pool.condemn(sandbox)
+                raise
+        self._launchers.watch(attachment)
+        return attachment
+
+    async def _take(self, connection: socket.socket, kind: Kind, member: Member) -> Sandbox | None:
+        """Take a sandbox from the pool; None if the caller went away meanwhile."""
         sandbox = self._pool.take_ready(kind) or await conversation.unless_hung_up(
             connection, self._pool.take(kind, self._settings.pool.wait_seconds)
         )
-        if sandbox is None or not process.alive(member.pidfd):
-            if sandbox is not None:
-                self._pool.put_back(sandbox)
+        if sandbox is not None and not process.alive(member.pidfd):
+            self._pool.put_back(sandbox)
             return None
-        try:
-            attachment = await self._attachments.begin(
-                job, plan, sandbox, member, key, launcher, announced=announced, steps=caller.by_root
-            )
-        except BaseException:
-            self._pool.condemn(sandbox)
-            raise
-        self._launchers.watch(attachment)
-        return attachment
+        return sandbox
 
     async def _plan(
         self, connection: socket.socket, request: wire.RunRequest, caller: Caller

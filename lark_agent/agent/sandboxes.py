@@ -17,7 +17,7 @@ from lark_agent.agent.tasks import OwnThread
 from lark_agent.errors import KernelError, LarkError
 from lark_agent.model import Connectivity
 from lark_agent.sandbox import networks
-from lark_agent.sandbox.connectivity import Kind
+from lark_agent.sandbox.connectivity import Kind, Movable
 from lark_agent.sandbox.guard import Guard, OnNetwork
 from lark_agent.sandbox.host import HostDriver
 from lark_agent.sandbox.nat import NatDriver
@@ -103,6 +103,12 @@ class Sandboxes:
             driver.renew(sandbox)
         except (KernelError, OSError) as error:  # most likely its interface was taken away
             log.error("cannot take over a sandbox", sandbox=sandbox.name, error=str(error))
+
+    async def hand_over(self, sandbox: Sandbox, namespace: int) -> None:
+        """Move a sandbox into a namespace that its job made; raises LarkError."""
+        driver = self._drivers[sandbox.kind]
+        assert isinstance(driver, Movable), sandbox.kind
+        await self._in_kernel(lambda: driver.hand_over(sandbox, namespace))
 
     def pool(
         self, held: Collection[int], leftovers: Collection[Sandbox], in_dismantling: OwnThread

@@ -50,6 +50,9 @@ class Pool(Section, frozen=True):
     that the job has ended. 1 to 86400."""
     drain_seconds: float = 5.0
     """How long what a finished job had under way may take to arrive and fall quiet."""
+    own_namespaces: bool = True
+    """Let jobs for which file capabilities have no effect (no_new_privs, containers) make the
+    namespace of their sandbox themselves; else they are refused."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check ranges."""

@@ -23,6 +23,8 @@ MAGIC, VERSION = b"LARK", 1
 MAX_REQUEST, MAX_REPLY = 16384, 1024
 MAX_DESCRIPTORS = 4
 BIND_RESOLV_CONF, STAY = 1, 2
+OWN_NAMESPACE = 1
+"""Flag of a request: the caller can enter no namespace but one that it makes."""
 _SCM_MAX_FD = 253  # net/core/scm.c
 
 _HEADER = struct.Struct("<4sHH")
@@ -32,6 +34,7 @@ _COMMAND, _ENVIRONMENT, _OPTION, _FILE, _PURPOSE, _USER = 1, 2, 3, 4, 5, 6
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 _STATUS = {InvalidRequest: 1, PolicyRefusal: 2, Unavailable: 3}
 AGENT_ERROR = 4
+_MADE, _MAKE_OWN = 0, 5
 
 
 class Purpose(Enum):
@@ -57,6 +60,8 @@ class RunRequest:
     purpose: Purpose = Purpose.RUN
     user: int | None = None
     """The account of the job, where root asks for it."""
+    own_namespace: bool = False
+    """It can enter no namespace but one that it makes itself."""
 
 
 def receive(connection: socket.socket) -> RunRequest | None:
@@ -79,7 +84,7 @@ def receive(connection: socket.socket) -> RunRequest | None:
 
 def decode(data: bytes, descriptors: list[int]) -> RunRequest:
     """Decode a request; raises InvalidRequest."""
-    fields = _fields(data)
+    flags, fields = _fields(data)
     words = {
         kind: [text for k, text in fields if k == kind]
         for kind in (_COMMAND, _ENVIRONMENT, _OPTION)
@@ -100,7 +105,27 @@ def decode(data: bytes, descriptors: list[int]) -> RunRequest:
         machine_ad=files.get(b"m"),
         purpose=_purpose([payload for kind, payload in fields if kind == _PURPOSE]),
         user=_user([payload for kind, payload in fields if kind == _USER]),
+        own_namespace=bool(flags & OWN_NAMESPACE),
     )
+
+
+def send_make_own(connection: socket.socket) -> None:
+    """Answer that the caller may make a network namespace, and should say when it has."""
+    connection.send(_HEADER.pack(MAGIC, VERSION, _MAKE_OWN))
+
+
+def receive_made(connection: socket.socket) -> bool:
+    """Read the word that the namespace is made; False if the caller hung up instead.
+
+    Raises InvalidRequest for any other.
+    """
+    data, descriptors, _ = _receive(connection, MAX_REPLY)
+    _dispose(descriptors)
+    if not data:
+        return False
+    if data != _HEADER.pack(MAGIC, VERSION, _MADE):
+        raise InvalidRequest("the caller was to make a network namespace, and said something else")
+    return True
 
 
 def send_grant(
@@ -175,13 +200,14 @@ def _is_memory(descriptor: int) -> bool:
     return True
 
 
-def _fields(data: bytes) -> list[tuple[int, bytes]]:
+def _fields(data: bytes) -> tuple[int, list[tuple[int, bytes]]]:
+    """Return the header's flags and the fields."""
     if len(data) < _HEADER.size:
         raise InvalidRequest("the request is shorter than its header")
     magic, version, flags = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise InvalidRequest("the request does not start with LARK; is the caller lark-run?")
-    if version != VERSION or flags:
+    if version != VERSION or flags & ~OWN_NAMESPACE:
         raise InvalidRequest(
             f"the request has version {version}, flags {flags}; this agent speaks {VERSION}; "
             "install lark-run and lark-agent of the same release"
@@ -199,7 +225,7 @@ def _fields(data: bytes) -> list[tuple[int, bytes]]:
             raise InvalidRequest(f"the request has a field of unknown type {kind}")
         fields.append((kind, data[offset : offset + length]))
         offset += length
-    return fields
+    return flags, fields
 
 
 def _assignments(payloads: list[bytes]) -> dict[str, str]:

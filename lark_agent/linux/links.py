@@ -177,6 +177,11 @@ class Links:
         tried = f"bringing up interface {index}"
         self._do(tried, self._ip.link, "set", index=index, flags=flags, change=change)
 
+    def move(self, index: int, netns: int) -> None:
+        """Move an interface to the namespace behind `netns`: down, without addresses and routes."""
+        tried = f"moving interface {index} to another network namespace"
+        self._do(tried, self._ip.link, "set", index=index, net_ns_fd=netns)
+
     def set_mtu(self, index: int, mtu: int) -> None:
         """Set the MTU, in bytes."""
         tried = f"setting MTU {mtu} on interface {index}"

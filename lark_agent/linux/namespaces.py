@@ -9,11 +9,14 @@ would cost ten times as much and does not mix with grpc.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from lark_agent.errors import KernelError
 from lark_agent.linux import libc
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 
 DIRECTORY = Path("/run/netns")
 Result = TypeVar("Result")
+# include/uapi/linux/nsfs.h
+_NS_GET_USERNS, _NS_GET_PARENT, _NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704
 
 
 def path(name: str) -> Path:
@@ -53,15 +58,54 @@ def create(name: str, inside: Callable[[], Result]) -> Result:
 def run_inside(name: str, inside: Callable[[], Result]) -> Result:
     """Run `inside` in the existing namespace `name` and return its result."""
     descriptor = os.open(path(name), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return run_in(descriptor, inside)
+    finally:
+        os.close(descriptor)
+
+
+def run_in(descriptor: int, inside: Callable[[], Result]) -> Result:
+    """Run `inside` in the namespace behind a descriptor and return its result."""
 
     def enter() -> Result:
         libc.set_network(descriptor)
         return inside()
 
+    return in_thread(enter)
+
+
+def give_name(name: str, descriptor: int) -> None:
+    """Let `name` be the namespace behind a descriptor from now on, and no other."""
+    delete(name)
+    target = path(name)
+    target.touch(mode=0o444)
+    libc.bind_mount(f"/proc/self/fd/{descriptor}", str(target))
+
+
+def made_by(descriptor: int) -> int | None:
+    """Return who made the user namespace that owns this namespace.
+
+    None if that is the caller's own user namespace, or not a child of it. Raises KernelError.
+    """
+    opened: list[int] = []
     try:
-        return in_thread(enter)
+        opened.append(fcntl.ioctl(descriptor, _NS_GET_USERNS))
+        here = identity("/proc/self/ns/user")
+        if identity(opened[0]) == here:
+            return None
+        opened.append(fcntl.ioctl(opened[0], _NS_GET_PARENT))
+        if identity(opened[1]) != here:
+            return None
+        maker = bytearray(4)
+        fcntl.ioctl(opened[0], _NS_GET_OWNER_UID, maker)
+    except PermissionError:  # it lies outside of what the caller may see
+        return None
+    except OSError as error:
+        raise KernelError("asking who owns a network namespace", str(error.strerror)) from error
     finally:
-        os.close(descriptor)
+        for each in opened:
+            os.close(each)
+    return int.from_bytes(maker, sys.byteorder)
 
 
 def delete(name: str) -> None:

@@ -114,6 +114,22 @@ def network_identity(pid: int) -> tuple[int, int] | None:
     return facts.st_dev, facts.st_ino
 
 
+def open_network(pid: int, pidfd: int) -> int:
+    """Return a descriptor of a process's network namespace; raises KernelError if it is gone.
+
+    Privilege: CAP_SYS_PTRACE, for processes of others.
+    """
+    tried = f"opening the network namespace of process {pid}"
+    try:
+        descriptor = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelError(tried, str(error.strerror)) from error
+    if not alive(pidfd):  # so the number may be another's
+        os.close(descriptor)
+        raise KernelError(tried, "the process is gone")
+    return descriptor
+
+
 def wait_status(pidfd: int, pid: int) -> int | None:
     """Return the wait status of a process that has ended, None if the kernel does not (yet) say.
 

@@ -12,7 +12,7 @@ A kind is a connectivity, and where there are several networks of one, which of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from lark_agent.model import Connectivity
 from lark_agent.sandbox import addressing
@@ -79,6 +79,18 @@ class Sandbox:
     def kind(self) -> Kind:
         """What kind of sandbox it is."""
         return Kind(self.connectivity, self.network)
+
+
+@runtime_checkable
+class Movable(Protocol):
+    """A kind whose sandboxes can be in a namespace that the job made (`lark_agent.sandbox.own`)."""
+
+    def hand_over(self, sandbox: Sandbox, namespace: int) -> None:
+        """Let `namespace` be the sandbox's: its link moves there. Raises LarkError.
+
+        After an error the sandbox is good for nothing but to be torn down.
+        """
+        ...
 
 
 class Dismantler(Protocol):

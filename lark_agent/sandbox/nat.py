@@ -59,14 +59,17 @@ class NatDriver:
     def set_up(self, slot: int) -> Sandbox:
         """Build the sandbox of a slot."""
         numbers = self._numbers
-        ipv4 = numbers.ipv4(slot)
         ipv6 = numbers.ipv6(slot) if self._veths.uplink.has_ipv6 else None
-        pairs: list[tuple[Address, Address]] = [(ipv4, numbers.gateway4)]
-        if ipv6 is not None:
-            pairs.append((ipv6, numbers.gateway6))
         first, last = numbers.block(slot)
-        sandbox = Sandbox(slot, Connectivity.NAT, ipv4, ipv6, first_port=first, last_port=last)
-        return self._veths.build(sandbox, pairs, partial(_limit_ports, first, last))
+        sandbox = Sandbox(
+            slot, Connectivity.NAT, numbers.ipv4(slot), ipv6, first_port=first, last_port=last
+        )
+        return self._veths.build(sandbox, self._pairs(sandbox), partial(_limit_ports, first, last))
+
+    def hand_over(self, sandbox: Sandbox, namespace: int) -> None:
+        """Move the sandbox into a namespace that its job made."""
+        limit = partial(_limit_ports, sandbox.first_port, sandbox.last_port)
+        self._veths.hand_over(sandbox, self._pairs(sandbox), namespace, limit)
 
     def renew(self, sandbox: Sandbox) -> None:
         """Take over a sandbox of an earlier agent."""
@@ -80,6 +83,15 @@ class NatDriver:
         """Dismantle; leftovers of an earlier agent, whatever kind they were of, come here too."""
         addresses = {a for s in sandboxes for a in self._numbers.addresses_of(s.slot)}
         return self._veths.dismantle(sandboxes, addresses)
+
+    def _pairs(self, sandbox: Sandbox) -> list[tuple[Address, Address]]:
+        gateways: tuple[Address, Address] = self._numbers.gateway4, self._numbers.gateway6
+        addresses = sandbox.ipv4, sandbox.ipv6
+        return [
+            (address, gateway)
+            for address, gateway in zip(addresses, gateways, strict=True)
+            if address is not None
+        ]
 
     def _ports(self) -> tuple[int, int]:
         return self._numbers.block(0)[0], self._numbers.block(self._numbers.slots - 1)[1]

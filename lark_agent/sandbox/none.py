@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from lark_agent.linux import namespaces
 from lark_agent.linux.links import Links
 from lark_agent.model import Connectivity
-from lark_agent.sandbox import addressing
+from lark_agent.sandbox import addressing, own
 from lark_agent.sandbox.connectivity import Sandbox
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ class NoneDriver:
 
     def set_up(self, slot: int) -> Sandbox:
         """Make the namespace and bring its loopback up."""
-
-        def inside() -> None:
-            with Links() as links:
-                links.up(links.index("lo"))
-
-        namespaces.create(addressing.name(slot), inside)
+        namespaces.create(addressing.name(slot), _loopback_up)
         return Sandbox(slot, Connectivity.NONE)
+
+    def hand_over(self, sandbox: Sandbox, namespace: int) -> None:
+        """Give the namespace the sandbox's name."""
+        own.prepare(namespace, _loopback_up)
+        namespaces.give_name(sandbox.name, namespace)
 
     def renew(self, sandbox: Sandbox) -> None:
         """Nothing of it is the agent's but the namespace."""
@@ -44,3 +44,8 @@ class NoneDriver:
         for sandbox in sandboxes:
             namespaces.delete(sandbox.name)
         return []
+
+
+def _loopback_up() -> None:
+    with Links() as links:
+        links.up(links.index("lo"))

@@ -46,6 +46,10 @@ class RoutedDriver:
         sandbox = Sandbox(slot, Connectivity.ROUTED, ipv4, ipv6, local4=local4)
         return self._veths.build(sandbox, routed.pairs(slot))
 
+    def hand_over(self, sandbox: Sandbox, namespace: int) -> None:
+        """Move the sandbox into a namespace that its job made."""
+        self._veths.hand_over(sandbox, self._numbers.routed.pairs(sandbox.slot), namespace)
+
     def renew(self, sandbox: Sandbox) -> None:
         """Take over a sandbox of an earlier agent."""
         self._veths.renew(sandbox)

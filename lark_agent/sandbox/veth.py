@@ -21,7 +21,7 @@ import structlog
 from lark_agent.errors import KernelError, LarkError, PrerequisiteError
 from lark_agent.linux import conntrack, namespaces, sysctl, uplink
 from lark_agent.linux.links import Links
-from lark_agent.sandbox import addressing
+from lark_agent.sandbox import addressing, own
 from lark_agent.sandbox.addressing import INSIDE, PREFIX, Address
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ class Veths:
         `pairs` are an address of the sandbox and its gateway, for each family that it has. `inside`
         runs in the new namespace before it has a link.
         """
-        if sandbox.local4 is not None:
-            pairs = [*pairs, (sandbox.local4, self._loopbacks.gateway)]
+        pairs = self._with_local(sandbox, pairs)
         host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
 
         def wire() -> None:
@@ -106,6 +105,34 @@ class Veths:
         finally:
             os.close(host)
         return replace(sandbox, interface=index)
+
+    def hand_over(
+        self,
+        sandbox: Sandbox,
+        pairs: Sequence[tuple[Address, Address]],
+        namespace: int,
+        inside: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Move the sandbox's end of the link to another namespace, which gets the sandbox's name.
+
+        The host's end stays as it is, and with it everything that enforces a plan. `inside` as in
+        `build`. Raises LarkError; what is left then is for `dismantle`.
+        """
+
+        def settle() -> None:
+            _quiet_ipv6("default")
+            inside()
+
+        def leave() -> None:
+            with Links() as links:
+                links.move(links.index(INSIDE), namespace)
+
+        own.prepare(namespace, settle)
+        namespaces.run_inside(sandbox.name, leave)
+        wanted = self._with_local(sandbox, pairs)
+        namespaces.run_in(namespace, lambda: _address(sandbox, wanted))
+        namespaces.give_name(sandbox.name, namespace)
+        self._loopbacks.build(sandbox.name)
 
     def renew(self, sandbox: Sandbox) -> None:
         """Take over a sandbox that an earlier agent built: this agent's programs, today's MTU."""
@@ -133,6 +160,8 @@ class Veths:
                 links.delete(indices, CONDEMNED_GROUP)
             for index in indices:
                 self._datapath.unbind(index)
+            if len(indices) < len(sandboxes):  # a job may delete the link in a namespace of its own
+                self._unbind_slots({sandbox.slot for sandbox in sandboxes})
         except LarkError as error:
             problems.append(error)
         for sandbox in sandboxes:
@@ -164,6 +193,18 @@ class Veths:
         for name in self._links.names(PREFIX):
             self._set_localnet(name)
 
+    def _with_local(
+        self, sandbox: Sandbox, pairs: Sequence[tuple[Address, Address]]
+    ) -> Sequence[tuple[Address, Address]]:
+        if sandbox.local4 is None:
+            return pairs
+        return [*pairs, (sandbox.local4, self._loopbacks.gateway)]
+
+    def _unbind_slots(self, slots: Collection[int]) -> None:
+        for index, slot in self._datapath.bindings().items():
+            if slot in slots:
+                self._datapath.unbind(index)
+
     def _set_localnet(self, interface: str) -> None:
         sysctl.write_if_present(f"net/ipv4/conf/{interface}/route_localnet", int(self._localnet))
 
@@ -182,16 +223,7 @@ class Veths:
                 INSIDE, addressing.mac_inside(slot), sandbox.name, addressing.mac_outside(slot),
                 host, self.uplink.mtu,
             )  # fmt: skip
-            index = links.index(INSIDE)
-            links.up(links.index("lo"))
-            # up before its addresses: routes need a link that is up; the far end is still down
-            links.up(index, silent=True)
-            for address, gateway in pairs:
-                links.add_address(index, address)
-                links.add_neighbour(index, gateway, addressing.mac_outside(slot))
-                links.add_route(index, gateway)
-                if address != sandbox.local4:
-                    links.add_route(index, gateway, default=True)
+        _address(sandbox, pairs)
 
     def _wire_outside(self, sandbox: Sandbox, pairs: Sequence[tuple[Address, Address]]) -> int:
         slot = sandbox.slot
@@ -208,6 +240,21 @@ class Veths:
             self._links.add_route(index, address)
         self._loopbacks.build(sandbox.name)
         return index
+
+
+def _address(sandbox: Sandbox, pairs: Sequence[tuple[Address, Address]]) -> None:
+    """Bring up the calling thread's namespace; the far end may still be down."""
+    with Links() as links:
+        index = links.index(INSIDE)
+        links.up(links.index("lo"))
+        # up before its addresses: routes need a link that is up
+        links.up(index, silent=True)
+        for address, gateway in pairs:
+            links.add_address(index, address)
+            links.add_neighbour(index, gateway, addressing.mac_outside(sandbox.slot))
+            links.add_route(index, gateway)
+            if address != sandbox.local4:
+                links.add_route(index, gateway, default=True)
 
 
 def _quiet_ipv6(interface: str) -> None:

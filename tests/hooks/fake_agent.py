@@ -35,9 +35,9 @@ def refused(status: int, text: str) -> bytes:
     return struct.pack("<4sHH", b"LARK", 1, status) + text.encode()
 
 
-def parse_fields(datagram: bytes) -> list[tuple[int, bytes]]:
+def parse_fields(datagram: bytes, flags: int = 0) -> list[tuple[int, bytes]]:
     """Take a request apart strictly: (type, payload) of each field."""
-    assert struct.unpack_from("<4sHH", datagram) == (b"LARK", 1, 0)
+    assert struct.unpack_from("<4sHH", datagram) == (b"LARK", 1, flags)
     fields, at = [], 8
     while at < len(datagram):
         kind, length = struct.unpack_from("<HH", datagram, at)
@@ -68,6 +68,8 @@ class FakeAgent:
     listener_uid: int = 0
     listens_first: bool = True
     """Else it answers and closes without reading what was asked."""
+    own: bool = False
+    """It is asked for, and lets callers make, namespaces of their own; it grants those."""
     requests: list[Request] = field(default_factory=list)
     notices: list[bytes] = field(default_factory=list)
     """What arrived after the answer."""
@@ -120,13 +122,20 @@ class FakeAgent:
             return
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         pid, uid, _ = struct.unpack("3i", credentials)
-        self.requests.append(Request(parse_fields(data), files, pid, uid))
+        self.requests.append(Request(parse_fields(data, int(self.own)), files, pid, uid))
         self.asked.set()
         self.answer.wait(30)
         if self.reply is None:
             return
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", self.descriptors))]
-        connection.sendmsg([self.reply], rights if self.descriptors else [])
+        with contextlib.ExitStack() as stack:
+            granted = self.descriptors
+            if self.own and not granted:
+                connection.send(refused(5, ""))
+                assert connection.recv(65536) in {struct.pack("<4sHH", b"LARK", 1, 0), b""}
+                made = stack.enter_context(Path(f"/proc/{pid}/ns/net").open("rb"))
+                granted = [made.fileno()]
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", granted))]
+            connection.sendmsg([self.reply], rights if granted else [])
         connection.settimeout(30)
         while notice := connection.recv(65536):
             self.notices.append(notice)

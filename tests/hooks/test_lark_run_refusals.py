@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.conftest import LIBC, check
 from tests.hooks.conftest import PLAIN_ENVIRONMENT, USER
 from tests.hooks.fake_agent import granted, refused
 
@@ -139,31 +138,12 @@ def test_agent_that_is_not_root_refuses(worker: Worker) -> None:
     worker.assert_refused(done, f"the agent at /run/lark/run.sock is user {USER}, not root")
 
 
-def test_no_new_privs_refuses(worker: Worker) -> None:
-    """File capabilities have no effect then; the line names the cause and who sets it."""
-    with worker.agent():
-        done = worker.execute(
-            str(worker.run),
-            *worker.mark,
-            before=lambda: check(LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl"),
-        )
-    worker.assert_refused(done, "no_new_privs is set", "DISABLE_SETUID")
-
-
 def test_missing_capability_refuses(worker: Worker) -> None:
     """An installation without setcap says what to do."""
     os.removexattr(worker.enter, "security.capability")
     with worker.agent():
         done = worker.wrapped(*worker.mark)
     worker.assert_refused(done, "lark-enter has no capability; `setcap cap_sys_admin+ep")
-
-
-def test_bounding_set_without_the_capability_refuses(worker: Worker) -> None:
-    """As in a container without CAP_SYS_ADMIN: there the kernel refuses the exec itself."""
-    drop = ("setpriv", "--bounding-set=-sys_admin", f"--reuid={USER}", "--clear-groups")
-    with worker.agent():
-        done = worker.execute(*drop, str(worker.run), *worker.mark, uid=0)
-    worker.assert_refused(done, "Operation not permitted", "CAP_SYS_ADMIN in the bounding set")
 
 
 def test_missing_lark_enter_refuses(worker: Worker) -> None:

@@ -67,7 +67,7 @@ def test_a_complete_request_arrives_whole(pair: tuple[socket.socket, socket.sock
         (b"LAR", "shorter than its header"),
         (b"GET / HTTP/1.1\r\n", "does not start with LARK"),
         (struct.pack("<4sHH", b"LARK", 9, 0), "version 9"),
-        (struct.pack("<4sHH", b"LARK", 1, 1), "flags 1"),
+        (struct.pack("<4sHH", b"LARK", 1, 2), "flags 2"),
         (HEADER + b"\x01", "ends inside a field"),
         (HEADER + struct.pack("<HH", 1, 500) + b"x", "longer than the request"),
         (HEADER + field(77, b""), "unknown type 77"),

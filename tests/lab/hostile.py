@@ -28,6 +28,7 @@ LABEL = 0x5A5A5
 EF = 0xB8
 """Expedited forwarding (RFC 3246), as the whole byte of the header."""
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+IFLA_GSO, IFLA_GSO_IPV4, RTM_SETLINK, NLM_F_REQUEST_ACK = 41, 63, 19, 5
 
 
 def raw_socket() -> None:
@@ -108,6 +109,68 @@ def enter_worker() -> None:
     """Go where the batch system is."""
     with Path("/proc/1/ns/net").open("rb") as file:
         _libc("setns", file.fileno(), CLONE_NEWNET)
+
+
+def sends_from_other_mac() -> None:
+    """Be another machine on the link."""
+    _ip("link", "set", "eth0", "address", "02:00:00:00:00:99")
+    _say_something()
+
+
+def sends_from_other_address() -> None:
+    """Be another machine on the network."""
+    _ip("address", "add", "203.0.113.77/32", "dev", "eth0")
+    _say_something("203.0.113.77")
+
+
+def sends_from_neighbour() -> None:
+    """Be another job of this worker."""
+    _ip("address", "add", "100.98.3.3/32", "dev", "eth0")
+    _say_something("100.98.3.3")
+
+
+def sends_tagged() -> None:
+    """Be on another network of the switch."""
+    _send_frame(b"\x81\x00" + b"\x00\x05" + b"\x08\x00" + bytes(50))
+
+
+def sends_frames() -> None:
+    """Speak something that is not IP."""
+    _send_frame(b"\x88\xb5" + bytes(50))
+
+
+def sends_giants() -> None:
+    """Send by TCP in pieces that no length field of IP can tell (BIG TCP)."""
+    sizes = b"".join(struct.pack("=HHI", 8, kind, 400_000) for kind in (IFLA_GSO, IFLA_GSO_IPV4))
+    index = socket.if_nametoindex("eth0")
+    body = struct.pack("=BxHiII", 0, 0, index, 0, 0) + sizes
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        sock.send(
+            struct.pack("=IHHII", 16 + len(body), RTM_SETLINK, NLM_F_REQUEST_ACK, 1, 0) + body
+        )
+        (status,) = struct.unpack_from("=i", sock.recv(4096), 16)
+    if status:
+        raise OSError(-status, "RTM_SETLINK")
+    head = "PUT /up HTTP/1.1\r\nHost: campus\r\nContent-Length: 25000000\r\n\r\n"
+    for address in (CAMPUS4, CAMPUS6):
+        with socket.create_connection((address, 80)) as sock:
+            sock.sendall(head.encode() + bytes(25_000_000))
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(65536):
+                pass
+
+
+def _send_frame(body: bytes) -> None:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind(("eth0", 0))
+        sock.send(b"\xff" * 6 + sock.getsockname()[4] + body)
+
+
+def _say_something(source: str = "") -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        if source:
+            sock.bind((source, 0))
+        sock.sendto(b"something", (CAMPUS4, DISCARD))
 
 
 def forged_dscp() -> None:

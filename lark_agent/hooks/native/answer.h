@@ -1,11 +1,12 @@
 /* The agent's answer: from nobody but root's listener under the agent's name, within a bound of
- * time, and nothing but one network namespace or a reason why not. */
+ * time, and nothing but one network namespace, a reason why not, or, for who asked for that
+ * (own.h), the word to make a namespace. */
 #pragma once
 #include "run.h"
 #include <poll.h>
 #include <time.h>
 
-enum { REPLY_MAX = 1024, GRANTED = 0 };
+enum { REPLY_MAX = 1024, GRANTED = 0, MAKE_OWN = 5 };
 enum { BIND_RESOLVER = 1, STAY = 2 }; /* flags of the grant */
 static int granted_by = -1; /* the agent's socket, once it holds a sandbox for us */
 
@@ -49,12 +50,13 @@ static size_t receive_answer(int agent, struct msghdr *message, char *reply)
 	const uint8_t *head = (const uint8_t *)reply;
 	if (size < 8 || memcmp(reply, "LARK\1", 6) != 0 || message->msg_flags & MSG_TRUNC)
 		refuse("the agent's answer is not of this version; restart lark-agent");
-	if ((head[6] | head[7] << 8) != GRANTED)
+	if ((head[6] | head[7] << 8) != GRANTED && (head[6] | head[7] << 8) != MAKE_OWN)
 		refuse("refused by the agent: %s", reply + 8);
 	return (size_t)size;
 }
 
-/* Wait for the answer; return the namespace it grants and the flags with it. */
+/* Wait for the answer; return the namespace it grants and the flags with it, or -1 if it is the word
+ * to make one. */
 __attribute__((unused)) /* by lark-prepare, which is given none */
 static int receive_namespace(int agent, uint32_t *flags)
 {
@@ -67,6 +69,8 @@ static int receive_namespace(int agent, uint32_t *flags)
 	const size_t size = receive_answer(agent, &message, reply);
 	int namespace = -1;
 
+	if (head[6] == MAKE_OWN)
+		return -1;
 	granted_by = agent;
 	if (message.msg_controllen >= sizeof control.header
 	    && control.header.cmsg_type == SCM_RIGHTS
@@ -80,4 +84,15 @@ static int receive_namespace(int agent, uint32_t *flags)
 		refuse("the agent set a flag that this lark-run does not know; update lark-run");
 	*flags = head[8] | own_resolver << 16;
 	return namespace;
+}
+
+/* Tell an agent that waits for the job to begin that it will not. */
+static inline void give_back(int status, const char *line, size_t length)
+{
+	char notice[REPLY_MAX] = {'L', 'A', 'R', 'K', PROTOCOL, 0, (char)status};
+
+	length = length < sizeof notice - 8 ? length : sizeof notice - 8;
+	memcpy(notice + 8, line, length);
+	if (granted_by != -1)
+		(void)!send(granted_by, notice, length + 8, MSG_NOSIGNAL | MSG_DONTWAIT);
 }

@@ -2,15 +2,26 @@
  * kept for the answer (answer.h). One request for each process: it is built in place. */
 #pragma once
 #include "run.h"
+#include <linux/capability.h>
 #include <sys/mman.h>
 #include <time.h>
 
 enum { REQUEST_MAX = 16384, VALUE_MAX = 1024, AD_MAX = 1 << 20, SEALED_NOEXEC = 8 };
 enum field { COMMAND = 1, VARIABLE, OPTION, AD, PURPOSE, USER };
 
+enum { OWN_NAMESPACE = 1 }; /* flag of the request, which is its byte 6 */
+
 static uint8_t request[REQUEST_MAX] = {'L', 'A', 'R', 'K', PROTOCOL};
 static size_t request_size = 8, ad_count;
 static int ads[2];
+
+/* Tell whether lark-enter's file capability has no effect here, so that a namespace can only be
+ * entered by who makes it (own.h). */
+static inline bool needs_own(void)
+{
+	return prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1
+	    || prctl(PR_CAPBSET_READ, CAP_SYS_ADMIN, 0, 0, 0) == 0;
+}
 
 /* Append one field whose payload is name=value, or the value alone where there is no name. */
 static void add(enum field type, const char *name, const char *value, size_t length)

@@ -32,8 +32,10 @@ static void mount_or_die(const char *what, const char *on, const char *type, uns
 		refuse("cannot mount %s on %s: %m; " ADVICE, what, on);
 }
 
-/* Show the sandbox's interfaces under /sys, keeping what the host has mounted below it for jobs. */
-static void renew_sys(void)
+/* Show the sandbox's interfaces under /sys, keeping what the host has mounted below it for jobs.
+ * The root of a user namespace may not where something covers a part of /sys (most containers):
+ * then the old one stays, if that is what `may_stay` says. */
+static void renew_sys(bool may_stay)
 {
 	static const char *const below[] = {"/sys/fs/cgroup", "/sys/fs/fuse/connections",
 		"/sys/fs/selinux", "/sys/kernel/security"};
@@ -52,7 +54,11 @@ static void renew_sys(void)
 		if (held[i] != -1 && mounted.st_dev == sys.st_dev)
 			held[i] = -1; /* nothing mounted there; closed at exec */
 	}
-	mount_or_die("sysfs", "/sys", "sysfs", (unsigned long)old.f_flags & kept);
+	if (mount("sysfs", "/sys", "sysfs", (unsigned long)old.f_flags & kept, NULL) == -1) {
+		if (may_stay && errno == EPERM)
+			return;
+		refuse("cannot mount sysfs on /sys: %m; " ADVICE); /* CAP_SYS_ADMIN: mount */
+	}
 	for (int i = 0; i < BELOW; i++) {
 		char from[32];
 		snprintf(from, sizeof from, "/proc/self/fd/%d", held[i]);
@@ -61,20 +67,26 @@ static void renew_sys(void)
 	}
 }
 
-/* Enter the sandbox, with mounts that show it. */
-static void enter(int namespace, uint32_t flags)
+/* In a new mount namespace: mount what shows the sandbox. */
+static void show_sandbox(uint32_t flags, bool sys_may_stay)
 {
 	struct stat resolver;
 	char file[sizeof "/run/lark/resolv.conf.65535"] = "/run/lark/resolv.conf";
 
-	if (setns(namespace, CLONE_NEWNET) == -1) /* CAP_SYS_ADMIN: enter a namespace */
-		refuse("cannot enter the sandbox: %m; is the job in a user namespace?");
-	if (unshare(CLONE_NEWNS) == -1) /* CAP_SYS_ADMIN: a mount namespace */
-		refuse("cannot make a mount namespace: %m; check user.max_mnt_namespaces");
 	mount_or_die("none", "/", NULL, MS_REC | MS_SLAVE); /* the host's later mounts arrive */
-	renew_sys();
+	renew_sys(sys_may_stay);
 	if (flags >> 16) /* the network of this sandbox has resolvers of its own */
 		(void)snprintf(file, sizeof file, "/run/lark/resolv.conf.%u", (flags >> 16) - 1);
 	if (flags & BIND_RESOLVER && stat("/etc/resolv.conf", &resolver) == 0)
 		mount_or_die(file, "/etc/resolv.conf", NULL, MS_BIND);
+}
+
+/* Enter the sandbox, with mounts that show it. */
+static inline void enter(int namespace, uint32_t flags)
+{
+	if (setns(namespace, CLONE_NEWNET) == -1) /* CAP_SYS_ADMIN: enter a namespace */
+		refuse("cannot enter the sandbox: %m; is the job in a user namespace?");
+	if (unshare(CLONE_NEWNS) == -1) /* CAP_SYS_ADMIN: a mount namespace */
+		refuse("cannot make a mount namespace: %m; check user.max_mnt_namespaces");
+	show_sandbox(flags, false);
 }

@@ -39,16 +39,11 @@ static bool drop_capabilities(void)
 	return syscall(SYS_capset, &header, sets) == 0 && bounded;
 }
 
-/* Become the plain user, and tell an agent that waits for the job to begin that it will not. */
+/* Become the plain user before the last words. */
 static void resign(int status, const char *line, size_t length)
 {
-	char notice[REPLY_MAX] = {'L', 'A', 'R', 'K', PROTOCOL, 0, (char)status};
-
 	(void)drop_capabilities();
-	length = length < sizeof notice - 8 ? length : sizeof notice - 8;
-	memcpy(notice + 8, line, length);
-	if (granted_by != -1)
-		(void)!send(granted_by, notice, length + 8, MSG_NOSIGNAL | MSG_DONTWAIT);
+	give_back(status, line, length);
 }
 
 /* Take lark-run's numbers and the job's environment out of what we were started with. */
@@ -75,11 +70,8 @@ static void check_capability(void)
 
 	if (syscall(SYS_capget, &header, sets) == 0 && sets[0].effective & 1U << CAP_SYS_ADMIN)
 		return;
-	refuse("cannot enter a sandbox: %s", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1
-	    ? "no_new_privs is set, which makes file capabilities ineffective; start the batch "
-	      "system without it (HTCondor: DISABLE_SETUID, systemd: NoNewPrivileges)"
-	    : "lark-enter has no capability; `setcap cap_sys_admin+ep lark-enter`, on a file "
-	      "system mounted without nosuid, and do not trace it");
+	refuse("cannot enter a sandbox: lark-enter has no capability; `setcap cap_sys_admin+ep "
+	    "lark-enter`, on a file system mounted without nosuid, and do not trace it");
 }
 
 /* Give back what "secure execution" took. All of it is the user's to set. */
@@ -120,11 +112,5 @@ int main(int argc, char **argv)
 	if (!drop_capabilities())
 		refuse("cannot drop the capabilities: %m; root needs CAP_SETPCAP to run a job");
 	restore(saved);
-	char **job = argv + 2;
-	if (strchr(job[0], '/'))
-		execve(job[0], job, environ);
-	else
-		execvp(job[0], job); /* as env(1): searches the job's own PATH */
-	int status = errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
-	die(status, "cannot run %s: %m; check the command", job[0]);
+	exec_job(argv + 2);
 }

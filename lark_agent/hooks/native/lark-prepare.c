@@ -62,6 +62,7 @@ int main(int argc, char **argv)
 	if (argc > 1)
 		return fprintf(stderr, "%s: takes no argument; " USAGE "\n", argv[0]) > 0 ? 2 : 1;
 	add(PURPOSE, NULL, "p", 1);
+	request[6] = needs_own() ? OWN_NAMESPACE : 0;
 	if (slot)
 		add(VARIABLE, "_CONDOR_SLOT", slot, strlen(slot));
 	add_ad(STDIN_FILENO, "the job's ad on stdin", "j");

@@ -9,11 +9,15 @@
  * limit to 8 MiB and forgets parent-death signal and personality bits; glibc removes TMPDIR, LD_*
  * and more from the environment and opens closed standard descriptors. Only a program without the
  * capability sees these as they were: it saves them, lark-enter restores them. The environment
- * travels as environment: arguments are readable by everybody while the job waits. */
+ * travels as environment: arguments are readable by everybody while the job waits.
+ *
+ * Where the file capability would have no effect lark-run execs the job itself, in a namespace that
+ * it made (own.h). */
 #define _GNU_SOURCE
 #include "client.h"
 #include "environment.h"
 #include "last-words.h"
+#include "own.h"
 #include <sys/personality.h>
 
 #define VERSION "0.1.0"
@@ -21,7 +25,7 @@
 
 static void resign(int status, const char *line, size_t length)
 {
-	(void)status, (void)line, (void)length; /* nothing to give back */
+	give_back(status, line, length);
 }
 
 /* Put /dev/null on closed standard descriptors, so that nothing we open lands there; say which. */
@@ -109,8 +113,7 @@ static void exec_enter(const uintmax_t *saved, char **job)
 	argv[1] = state;
 	memcpy(argv + 2, job, words * sizeof *argv);
 	execve(path, argv, guarded);
-	refuse("cannot start %s: %m; install it beside lark-run, with CAP_SYS_ADMIN in the "
-	    "bounding set", path);
+	refuse("cannot start %s: %m; install it beside lark-run", path);
 }
 
 int main(int argc, char **argv)
@@ -129,7 +132,13 @@ int main(int argc, char **argv)
 	}
 	add_named_ad("_CONDOR_JOB_AD", "j");
 	add_named_ad("_CONDOR_MACHINE_AD", "m");
-	saved[SOCKET] = (uintmax_t)ask_agent(0);
+	request[6] = needs_own() ? OWN_NAMESPACE : 0;
+	int agent = ask_agent(0);
+	if (request[6] == OWN_NAMESPACE) {
+		live_in_own(agent);
+		exec_job(job);
+	}
+	saved[SOCKET] = (uintmax_t)agent;
 	if (getrlimit(RLIMIT_STACK, &stack) == -1 || prctl(PR_GET_PDEATHSIG, &death_signal) == -1)
 		refuse("cannot read the stack limit and death signal: %m; allow it in seccomp");
 	saved[STACK_LIMIT] = stack.rlim_cur;

@@ -1,4 +1,5 @@
-/* How lark-run and lark-enter give up: one line to the job's stderr and to HTCondor's starter. */
+/* The end of lark-run and lark-enter: they become the job, or give up with one line to the job's
+ * stderr and to HTCondor's starter. */
 #pragma once
 #include "run.h"
 
@@ -47,4 +48,16 @@ static void die(int status, const char *format, ...)
 	(void)!write(STDERR_FILENO, line, length);
 	write_error_file(line, length);
 	_exit(status);
+}
+
+/* Become the job. */
+__attribute__((noreturn))
+static inline void exec_job(char **job)
+{
+	if (strchr(job[0], '/'))
+		execve(job[0], job, environ);
+	else
+		execvp(job[0], job); /* as env(1): searches the job's own PATH */
+	int status = errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
+	die(status, "cannot run %s: %m; check the command", job[0]);
 }
