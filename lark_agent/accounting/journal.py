@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from lark_agent.model import Count
+    from lark_agent.model import Count, Job
 
 SCHEMA_VERSION = 4
 CACHE_KIB = 256
@@ -50,7 +50,8 @@ CREATE TABLE IF NOT EXISTS attachments (
     start_time INTEGER NOT NULL,
     boot_id TEXT NOT NULL,
     plan BLOB,
-    launch BLOB
+    launch BLOB,
+    launch_key TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS outbox ON attachments (attachment_id) WHERE acknowledged < sequence;
 CREATE INDEX IF NOT EXISTS living ON attachments (attachment_id) WHERE final = 0;
@@ -70,6 +71,9 @@ CREATE TABLE IF NOT EXISTS hours (
     cost INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (hour_ns, attachment_id, traffic_class)
 ) WITHOUT ROWID;
+"""
+_INDEX_OF_LAUNCHES = """
+CREATE INDEX IF NOT EXISTS launches ON attachments (launch_key) WHERE launch_key != ''
 """
 
 
@@ -131,8 +135,12 @@ class Journal:
                 self._db.execute("ALTER TABLE attachments ADD COLUMN plan BLOB")
             if version in {1, 2, 3}:
                 self._db.execute("ALTER TABLE attachments ADD COLUMN launch BLOB")
+                self._db.execute(
+                    "ALTER TABLE attachments ADD COLUMN launch_key TEXT NOT NULL DEFAULT ''"
+                )
             if version in {1, 2}:
                 self._db.execute("ALTER TABLE hours ADD COLUMN cost INTEGER NOT NULL DEFAULT 0")
+            self._db.execute(_INDEX_OF_LAUNCHES)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except (sqlite3.Error, OSError) as error:
             raise self._failed("opening", error) from error
@@ -187,14 +195,14 @@ class Journal:
 
     def _put_launch(self, attachment_id: str, launch: Launch) -> None:
         self._db.execute(
-            "UPDATE attachments SET launch = ? WHERE attachment_id = ?",
-            (msgspec.json.encode(launch), attachment_id),
+            "UPDATE attachments SET launch = ?, launch_key = ? WHERE attachment_id = ?",
+            (msgspec.json.encode(launch), launch.key, attachment_id),
         )
 
     def _put(self, previous: Record | None, record: Record, process: Process) -> None:
         job, key = record.job, record.attachment_id
         self._db.execute(
-            "INSERT INTO attachments VALUES (?,?,-1,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL) "
+            "INSERT INTO attachments VALUES (?,?,-1,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,'') "
             "ON CONFLICT DO UPDATE SET "
             "sequence = excluded.sequence, final = excluded.final, ended_ns = excluded.ended_ns, "
             "body = excluded.body",
@@ -237,6 +245,20 @@ class Journal:
             Living(record, _launch(launch, Process(*process)), _plan(plan, record))
             for record, plan, launch, *process in ((decode(body), *row) for body, *row in rows)
         ]
+
+    def decided(self, key: str, boot_id: str) -> tuple[Job, NetworkPlan] | None:
+        """Return what was decided last for a launch in this boot, None if nothing was."""
+        with self._reading():
+            row = self._db.execute(
+                "SELECT body, plan FROM attachments "
+                "WHERE launch_key = ? AND launch_key != '' AND boot_id = ? "
+                "ORDER BY attachment_id DESC LIMIT 1",
+                (key, boot_id),
+            ).fetchone()
+        if row is None:
+            return None
+        record = decode(row[0])
+        return record.job, _plan(row[1], record)
 
     def unacknowledged(self, limit: int) -> list[Record]:
         """Return records that the collector has not confirmed, oldest attachment first."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Self
 
 from lark_agent.accounting.journal import Launch, Process
@@ -127,6 +128,7 @@ class Attachment:
         return ExitReason.EXITED, os.WEXITSTATUS(status)
 
 
+@cache
 def boot_id() -> str:
     """Return the kernel's random name of this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123  one line

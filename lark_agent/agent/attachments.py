@@ -31,7 +31,7 @@ import structlog
 
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.sampler import read, sample
-from lark_agent.agent.attachment import Attachment
+from lark_agent.agent.attachment import Attachment, boot_id
 from lark_agent.agent.drain import Moved, drain
 from lark_agent.errors import KernelError, LarkError, StoreError, Unavailable
 from lark_agent.linux import process
@@ -155,6 +155,13 @@ class Attachments:
         self.adopt(attachment)
         await self.ready(attachment)
         return attachment
+
+    async def decided(self, key: str) -> tuple[Job, NetworkPlan] | None:
+        """Return what was decided for an earlier attachment of a launch. Raises Unavailable."""
+        try:
+            return await self._in_journal.at_once(lambda: self._journal.decided(key, boot_id()))
+        except StoreError as error:
+            raise Unavailable(f"the worker cannot look the job up: {error}") from error
 
     async def join(self, attachment: Attachment, member: Member) -> None:
         """Let one more process have the sandbox; takes over its pidfd if it can.

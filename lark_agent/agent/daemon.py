@@ -314,6 +314,7 @@ class Daemon:
             ready=sum(ready.values()),
             ready_by_kind={str(kind): number for kind, number in ready.items()},
             attached=len(self._attachments),
+            reserved=self._attachments.reserved,
             condemned=self._pool.condemned,
             collector=self._settings.collector.address,
             collector_state=self._reporter.state if self._reporter else "",

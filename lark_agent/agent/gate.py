@@ -73,6 +73,7 @@ _BACKLOG = 1024
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_SECONDS = 0.5
 _USER_SECONDS, _MOST_USERS = 60.0, 10_000
+_NOT_YOURS = "the job that the batch system started here is another user's"
 log = structlog.get_logger(__name__)
 
 
@@ -242,7 +243,7 @@ class Gate:
             if attachment is None:
                 return await self._attach(connection, request, caller, member, key)
             if attachment.record.job.uid != caller.uid:
-                raise PolicyRefusal("the job that the batch system started here is another user's")
+                raise PolicyRefusal(_NOT_YOURS)
             if request.own_namespace:
                 self._own.check_joinable(attachment.sandbox)
             await self._attachments.join(attachment, member)
@@ -296,7 +297,7 @@ class Gate:
         key: str, *, announced: bool = False,
     ) -> Attachment | None:  # fmt: skip
         """Decide, get a sandbox, begin; None if the caller went away meanwhile."""
-        planned = await self._plan(connection, request, caller)
+        planned = await self._decided(key, caller) or await self._plan(connection, request, caller)
         if planned is None:
             return None
         job, plan = planned
@@ -337,6 +338,15 @@ class Gate:
             self._pool.put_back(sandbox)
             return None
         return sandbox
+
+    async def _decided(self, key: str, caller: Caller) -> tuple[Job, NetworkPlan] | None:
+        """Return what was decided before for the same process of the batch system."""
+        if not key or caller.by_root:
+            return None
+        decided = await self._attachments.decided(key)
+        if decided is not None and decided[0].uid != caller.uid:
+            raise PolicyRefusal(_NOT_YOURS)
+        return decided
 
     async def _plan(
         self, connection: socket.socket, request: wire.RunRequest, caller: Caller

@@ -9,6 +9,9 @@ by the job itself. So the key is made of what the kernel says, and of words of r
 * root that asks for an account (Slurm's plugin): cluster, job id and account.
 
 Everything else has no key: each call of the wrapper is a job of its own.
+
+A starter may also start its job a second time when the first process has ended (HTCondor's
+checkpoints). The ad is the job's to write by then, so what was decided for the starter holds.
 """
 
 from __future__ import annotations

@@ -63,6 +63,20 @@ def test_what_was_saved_is_there_after_the_process_died(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_what_was_decided_for_a_launch_outlives_its_end(path: Path) -> None:
+    """The latest plan of the same key, of this boot only; a launch without a key has none."""
+    journal = Journal(path)
+    first = record()
+    process = HERE.members[0]
+    journal.begin(first, Launch("condor_starter 7 9", None, (process,)), PLAN)
+    journal.save([replace(moved(first, 1, 1, 1), final=True)])
+    journal.begin(record(), HERE, PLAN)
+    assert journal.decided("condor_starter 7 9", process.boot_id) == (first.job, PLAN)
+    assert journal.decided("condor_starter 7 9", "another boot") is None
+    assert journal.decided("condor_starter 7 10", process.boot_id) is None
+    assert journal.decided("", process.boot_id) is None
+
+
 def test_a_final_record_never_changes(path: Path) -> None:
     """Nothing that comes after the final record, whatever its number, is taken."""
     journal = Journal(path)
@@ -230,7 +244,9 @@ def test_an_older_journal_is_converted(path: Path, version: int) -> None:
     journal.save([moved(record(), 10, 20, 1)])
     journal.close()
     db = sqlite3.connect(path)
-    db.execute("ALTER TABLE attachments DROP COLUMN launch")
+    db.execute("DROP INDEX launches")
+    for column in ("launch", "launch_key"):
+        db.execute(f"ALTER TABLE attachments DROP COLUMN {column}")
     if version < 3:
         db.execute("ALTER TABLE hours DROP COLUMN cost")
     if version == 1:

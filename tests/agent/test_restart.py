@@ -21,6 +21,7 @@ from tests.agent.worker import (
     records,
     refused_start,
     sandboxes,
+    times,
     until,
 )
 from tests.lab.capture import Capture, flows
@@ -37,10 +38,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes namespaces"),
 ]
 SMALL = "[pool]\nslots = 4\nready = 4\n"
-
-
-def times(count: Count, number: int) -> Count:
-    return Count(count.packets * number, count.bytes * number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda n: n.name)

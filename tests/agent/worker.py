@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lark_agent.model import Record
-    from tests.lab.jobs import JobHandle
     from tests.lab.process import Process
     from tests.lab.world import Lab
 
@@ -63,6 +62,10 @@ for (body,) in db.execute("SELECT body FROM attachments ORDER BY attachment_id")
     print(body.decode())
 """
 _names = itertools.count(1)
+
+
+def times(count: Count, number: int) -> Count:
+    return Count(count.packets * number, count.bytes * number)
 
 
 def python(code: str, *arguments: str) -> list[str]:
@@ -144,13 +147,18 @@ def kill(agent: Process) -> None:
 class Talker:
     """A running job that sends `ONCE` to the campus whenever it is told to."""
 
-    def __init__(self, lab: Lab, *, user: str = "alice", to: str = CAMPUS.ipv4) -> None:
+    def __init__(
+        self, lab: Lab, *, user: str = "alice", to: str = CAMPUS.ipv4,
+        start: Callable[[list[str]], Any] | None = None,
+    ) -> None:  # fmt: skip
+        """`start` starts it otherwise than as a job of its own."""
         inside = f"/run/lab/home/{user}/talker{next(_names)}"
         self._there = lab.path(inside)
         self._there.mkdir()
         self._there.chmod(0o777)
         self._turns = itertools.count(1)
-        self.job: JobHandle = lab.start_job(python(TALK, inside, to), user=user)
+        command = python(TALK, inside, to)
+        self.job: Any = start(command) if start else lab.start_job(command, user=user)
         until(self._exists("ready"), "a job that starts")
 
     def talk(self) -> None:

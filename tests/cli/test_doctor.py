@@ -205,6 +205,7 @@ def test_each_fault_is_found_with_its_remedy(
         ("networks", settings(), "none configured"),
         ("802.1Q", both(settings(), broken("try_vlan", KernelError("making it", "no"))), "no network needs 802.1Q"),
         ("collector", said(collector=""), "none configured"),
+        ("agent", said(attached=5, reserved=2), "5 of 64 slots in use (2 reserved for jobs"),
         ("addresses", settings(pool=Pool(slots=4)), "is free"),
         ("addresses", settings(addresses=Addresses(routed4="198.18.7.0/24")), "198.18.7.0/24 is free; the site's router has to"),
         ("addresses", both(settings(addresses=Addresses(routed4="198.18.7.0/24")), file("/proc/net/route", HEAD + "eth0\t000012C6\t010200C0\t0003\t0\t0\t0\t0000FEFF\t0\t0\t0\n")), "198.18.7.0/24 is free"),

@@ -62,7 +62,9 @@ def status(probe: Probe) -> Iterator[Finding]:
     free = said.slots - said.attached - said.condemned
     yield ok(
         f"version {said.version}, {said.loader} datapath, uplink {said.uplink} MTU {said.mtu}, "
-        f"{said.attached} of {said.slots} slots in use, {_ready(said)}"
+        f"{said.attached} of {said.slots} slots in use"
+        f"{f' ({said.reserved} reserved for jobs about to start)' if said.reserved else ''}, "
+        f"{_ready(said)}"
     )
     if free <= 0:
         yield warn(f"all {said.slots} slots are taken: the next job waits", "raise [pool] slots")
