@@ -50,6 +50,7 @@ from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.hook import Hook
 from lark_agent.agent.launchers import Launchers
+from lark_agent.agent.machine import Machine
 from lark_agent.agent.metering import Metering
 from lark_agent.agent.neighbours import Neighbours, PoolFollower
 from lark_agent.agent.own import OwnNamespaces
@@ -269,10 +270,14 @@ class Daemon:
             self._launchers, settings,
             OwnNamespaces(self._sandboxes.hand_over, allowed=settings.pool.own_namespaces),
         )  # fmt: skip
+        machine = Machine(
+            settings, self._attachments, self._shaping.booking, self._in_kernel,
+            lambda: self._veths.uplink,
+        )  # fmt: skip
         changing = Changing(self._attachments, lambda: self._policy.words)
         await serve(
-            stack, self._run_directory / "agent.sock", answers, self._status, changing,
-            settings.admin_group,
+            stack, self._run_directory / "agent.sock", answers, self._status, machine.answer,
+            changing, settings.admin_group, settings.observers,
         )  # fmt: skip
         self._gate.open()
         stack.push_async_callback(self._gate.close)

@@ -22,7 +22,7 @@ from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_p
 from lark_agent.rpc.queries import QueryServicer, sight_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
     from contextlib import AsyncExitStack
     from pathlib import Path
 
@@ -39,11 +39,15 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     def __init__(
         self,
         status: Callable[[], Awaitable[agent_pb2.GetStatusResponse]],
+        machine: Callable[[], Awaitable[agent_pb2.GetMachineResponse]],
         changing: Changing,
         caller_of: Callable[[Any], Caller],
         admin_group: str,
+        observers: Collection[str],
     ) -> None:
         self._status = status
+        self._machine = machine
+        self._observers = observers
         self._changing = changing
         self._caller_of = caller_of
         self._admin_group = admin_group
@@ -55,6 +59,28 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     ) -> agent_pb2.GetStatusResponse:
         """Return the current state."""
         return await self._status()
+
+    async def GetMachine(  # noqa: N802  rpc name
+        self,
+        request: agent_pb2.GetMachineRequest,  # noqa: ARG002  empty
+        context: Context,
+    ) -> agent_pb2.GetMachineResponse:
+        """Return what a batch system's daemon tells its pool."""
+        try:
+            caller = self._caller_of(context)
+            sight = await asyncio.to_thread(sight_of, caller, self._admin_group, self._observers)
+            if not sight.everything:
+                await _abort(
+                    context,
+                    grpc.StatusCode.PERMISSION_DENIED,
+                    f"only root, members of {self._admin_group} and the accounts that `observers` "
+                    "in agent.toml lists may ask this",
+                )
+            return await self._machine()
+        except UnknownCallerError as error:
+            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+        except LarkError as error:
+            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
     async def ChangeJob(  # noqa: N802  rpc name
         self, request: agent_pb2.ChangeJobRequest, context: Context
@@ -90,16 +116,18 @@ async def serve(
     socket: Path,
     answers: UsageSource,
     status: Callable[[], Awaitable[agent_pb2.GetStatusResponse]],
+    machine: Callable[[], Awaitable[agent_pb2.GetMachineResponse]],
     changing: Changing,
     admin_group: str,
+    observers: Collection[str],
 ) -> None:
     """Answer on a unix socket from now on; `stack` ends it."""
     door = await stack.enter_async_context(FrontDoor(socket))
     server = grpc.aio.server()
-    queries = QueryServicer(answers, door.caller, admin_group)
+    queries = QueryServicer(answers, door.caller, admin_group, observers)
     stack.callback(queries.close)
     query_pb2_grpc.add_QueryServicer_to_server(queries, server)
-    servicer = AgentServicer(status, changing, door.caller, admin_group)
+    servicer = AgentServicer(status, machine, changing, door.caller, admin_group, observers)
     agent_pb2_grpc.add_AgentServicer_to_server(servicer, server)
     health = health_aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

@@ -118,6 +118,42 @@ def slurm_config(file: Path | None, file_name: str, directory: Path) -> None:
     click.echo(text(file_name, load(AgentSettings, file, AGENT_FILE), directory), nl=False)
 
 
+@agent.command("htcondor-config")
+@_FILE
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to write it; without it, standard output.",
+)
+def htcondor_config(file: Path | None, output: Path | None) -> None:
+    r"""Write the file for HTCondor's config.d on this worker, from the agent's settings.
+
+    \b
+    Example:
+      lark-agent htcondor-config --output /etc/condor/config.d/50-lark
+      condor_reconfig
+    """
+    from lark_agent.cli import htcondor  # noqa: PLC0415  --help stays fast
+    from lark_agent.hooks.htcondor_config import worker_file  # noqa: PLC0415  as above
+
+    settings = load(AgentSettings, file, AGENT_FILE)
+    arguments = ["--config", str(file.absolute())] if file else []
+    htcondor.write(worker_file(settings, htcondor.program("lark-agent"), arguments), output)
+
+
+@agent.command("htcondor-startd")
+@_FILE
+def htcondor_startd(file: Path | None) -> None:
+    r"""Publish network attributes and usage: HTCondor's startd keeps this running.
+
+    Prints ads for ever; `htcondor-config` writes what starts it.
+    """
+    from lark_agent.cli import htcondor  # noqa: PLC0415  --help stays fast
+
+    settings = load(AgentSettings, file, AGENT_FILE)
+    htcondor.publish(f"{settings.paths.run}/agent.sock")
+
+
 def main() -> None:
     """Entry point: errors become one line each and the error's exit status."""
     try:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc
 
 from lark_agent.errors import LarkError, RemoteError
+from lark_agent.hooks.htcondor_ads import MachineState
+from lark_agent.model import Rates
 from lark_agent.rpc import channel, convert
 from lark_agent.rpc.convert_quotas import standing_from_wire
 from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
@@ -102,6 +104,21 @@ class Asker:
         """Return the state of an agent."""
         stub = agent_pb2_grpc.AgentStub(self.channel)
         return self._ask(stub.GetStatus, agent_pb2.GetStatusRequest())
+
+    def machine(self) -> MachineState:
+        """Return what a batch system's daemon tells its pool about an agent's worker."""
+        stub = agent_pb2_grpc.AgentStub(self.channel)
+        answer = self._ask(stub.GetMachine, agent_pb2.GetMachineRequest())
+        read = convert.record_from_wire
+        return MachineState(
+            answer.uplink,
+            tuple(answer.connectivities),
+            tuple(answer.families),
+            dict(answer.networks),
+            Rates(answer.capacity.sent, answer.capacity.received),
+            Rates(answer.booked.sent, answer.booked.received),
+            tuple((place.slot, self._understand(read, place.record)) for place in answer.places),
+        )
 
     def _ask(self, method: Callable[..., Answer], request: object, job: str = "") -> Answer:
         try:

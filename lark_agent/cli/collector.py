@@ -64,6 +64,35 @@ def check(config: Path | None) -> None:
         click.echo(f"{key} = {getattr(settings, key)}")
 
 
+@collector.command("htcondor-config")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it; without it, standard output.")  # fmt: skip  # noqa: E501  one option a line
+@click.option("--socket", metavar="PATH", help="Where to ask, if not the collector here: an agent, on a pool of one machine.")  # fmt: skip  # noqa: E501  one option a line
+def htcondor_config(output: Path | None, socket: str | None) -> None:
+    """Write the file for HTCondor's config.d on a submit node.
+
+    \b
+    Example:
+      lark-collector htcondor-config --output /etc/condor/config.d/50-lark-submit
+    """  # noqa: D301  as above
+    from lark_agent.cli import htcondor  # noqa: PLC0415  see the module's docstring
+    from lark_agent.hooks.htcondor_config import submit_file  # noqa: PLC0415  as above
+
+    arguments = ["--socket", socket] if socket else []
+    htcondor.write(submit_file(htcondor.program("lark-collector"), arguments), output)
+
+
+@collector.command("htcondor-schedd")
+@click.option("--socket", metavar="PATH", help="Where to ask, if not the collector here.")
+def htcondor_schedd(socket: str | None) -> None:
+    """Write ended jobs' accounts into their ads: HTCondor's schedd keeps this running.
+
+    `htcondor-config` writes what starts it.
+    """
+    from lark_agent.cli import htcondor  # noqa: PLC0415  see the module's docstring
+
+    htcondor.account(socket or _settings(None, {}).socket)
+
+
 def _settings(config: Path | None, given: dict[str, str]) -> CollectorSettings:
     import msgspec  # noqa: PLC0415  see the module's docstring
 

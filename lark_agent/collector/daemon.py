@@ -103,7 +103,9 @@ class Daemon:
         with contextlib.suppress(StoreFullError):
             await self._writer.write(())
         door = await stack.enter_async_context(FrontDoor(Path(self._settings.socket)))
-        queries = QueryServicer(Answers(engine), door.caller, self._settings.admin_group)
+        queries = QueryServicer(
+            Answers(engine), door.caller, self._settings.admin_group, self._settings.observers
+        )
         stack.callback(queries.close)
 
         people = self._server()

@@ -25,12 +25,20 @@ from lark_agent.config.worker import (
     Addresses,
     CollectorLink,
     Datapath,
+    HTCondor,
     Nat,
     Paths,
     Pool,
     Uplink,
 )
-from lark_agent.model import BUILT_IN_CLASSES, DEFAULT_CLASS, MAX_CLASSES, Connectivity, Direction
+from lark_agent.model import (
+    BUILT_IN_CLASSES,
+    DEFAULT_CLASS,
+    MAX_CLASSES,
+    Connectivity,
+    Direction,
+    Rates,
+)
 from lark_agent.quantities import NotAQuantity, rate_text, rates
 from lark_agent.schedulers import LAUNCHERS
 
@@ -53,6 +61,9 @@ class AgentSettings(Section, frozen=True):
     """Name of this worker in records; empty: the host name."""
     admin_group: str = "lark-admin"
     """Members see every job; others see their own."""
+    observers: tuple[str, ...] = ("condor",)
+    """Accounts that see every job and change none: HTCondor's daemons publish usage; leave out
+    one that jobs run as."""
     trusted_launchers: tuple[str, ...] = LAUNCHERS
     """Commands of root that are the batch system: the jobs they start are named by it."""
     shared_accounts: tuple[str, ...] = ("nobody", "slot*", "condor*")
@@ -67,6 +78,7 @@ class AgentSettings(Section, frozen=True):
     collector: CollectorLink = CollectorLink()
     datapath: Datapath = Datapath()
     paths: Paths = Paths()
+    htcondor: HTCondor = HTCondor()
     classes: dict[str, tuple[str, ...]] = {}
     """Destination classes: name = list of networks; longest prefix wins; the rest is `other`."""
     profiles: dict[str, Profile] = {}
@@ -110,6 +122,13 @@ class AgentSettings(Section, frozen=True):
         routed = {Connectivity.ROUTED} if delegated else set()
         layer2 = {network.connectivity for network in self.networks.values()}
         return frozenset({Connectivity.NAT, Connectivity.NONE, Connectivity.HOST} | routed | layer2)
+
+    @property
+    def bookable(self) -> Rates:
+        """What jobs outside all queues can be guaranteed: the uplink without the queues' part."""
+        have = rates(self.uplink.rate or 0)
+        queues = [rates(queue.guarantee or 0) for queue in self.queues.values()]
+        return Rates(*(have.of(way) - sum(each.of(way) for each in queues) for way in Direction))
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check what concerns more than one table."""

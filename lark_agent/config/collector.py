@@ -24,6 +24,9 @@ class CollectorSettings(Section, frozen=True):
     """SQLAlchemy URL of the durable store."""
     admin_group: str = "lark-admin"
     """Members see every job; others see their own."""
+    observers: tuple[str, ...] = ("condor",)
+    """Accounts that see every job too: HTCondor's daemons publish usage; leave out one that jobs
+    run as."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check forms."""

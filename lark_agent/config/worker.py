@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING
 
@@ -182,6 +183,21 @@ class Datapath(Section, frozen=True):
         """Check the choice."""
         if self.loader not in {"libbpf", "bcc"}:
             yield "loader", f"'{self.loader}' is neither libbpf nor bcc"
+
+
+class HTCondor(Section, frozen=True):
+    """What `lark-agent htcondor-config` writes for HTCondor."""
+
+    programs: str = "/usr/libexec/lark"
+    """Directory of `lark-agent install-wrapper`."""
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """Check that the path is absolute and can stand in a file of HTCondor's."""
+        if not re.fullmatch(r"/[A-Za-z0-9._/+-]*", self.programs):
+            yield (
+                "programs",
+                f"'{self.programs}' is not an absolute path of letters, digits and . _ + - /",
+            )
 
 
 class Paths(Section, frozen=True):

@@ -102,6 +102,15 @@ def command_and_user(pid: int) -> tuple[str, int] | None:
     return fields["Name"], int(fields["Uid"].split()[0])
 
 
+def arguments(pid: int) -> list[str]:
+    """Return the command line of a process, empty if it is gone or a thread of the kernel's."""
+    try:
+        text = Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.removesuffix("\0").split("\0") if text else []
+
+
 def network_identity(pid: int) -> tuple[int, int] | None:
     """Return device and inode of a process's network namespace, None if it is gone.
 

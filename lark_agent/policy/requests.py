@@ -5,6 +5,9 @@ asks for where the site allows it, else it is refused with the reason: a job mus
 belief of a network that it does not have. What nobody can have here, a network without accounting,
 is refused too, unless the site says that such requests are to be ignored.
 
+Bandwidth may be the batch system's to give out as well (HTCondor: a machine resource): then a job
+that it started has no more than it was given, whatever its ad says by then.
+
 A job may always ask for less than the rules give it. Asking for a profile that allows more works
 where a rule gives it (rules see RequestedProfile) or the site lists it under [requests] profiles.
 """
@@ -17,9 +20,10 @@ from typing import TYPE_CHECKING
 from lark_agent.config import Unsupported, Wish
 from lark_agent.errors import PolicyRefusal
 from lark_agent.model import Connectivity, Family, Inbound, Peers, Rates
+from lark_agent.policy.ads import integer_of
 from lark_agent.policy.comparing import no_more_than
 from lark_agent.policy.vocabulary import UnusableValue
-from lark_agent.quantities import NotAQuantity, rates, rates_text
+from lark_agent.quantities import MOST_RATE, NotAQuantity, rates, rates_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
 OUTBOUND, INBOUND, PROFILE = "OutboundConnectivity", "InboundConnectivity", "RequestedProfile"
 VLAN, BANDWIDTH, PROTOCOL = "RequestedVLAN", "RequestBandwidth", "IPProtocol"
 ACCOUNTING = "NetworkAccounting"
+NEGOTIATED = "Bandwidth"
+"""Of the machine ad."""
 NAMES = frozenset(
     name.lower() for name in (OUTBOUND, INBOUND, PROFILE, VLAN, BANDWIDTH, PROTOCOL, ACCOUNTING)
 )
@@ -57,6 +63,14 @@ class Bounds:
     words: Vocabulary
     set_by_rules: Callable[[NetworkPlan], NetworkPlan]
     """Puts the values that rules computed over those of a plan; raises PolicyRefusal."""
+    negotiated: Rates | None = None
+    """What the batch system gave the job of the worker's bandwidth; None if it gives none out."""
+
+
+def negotiated(machine: Ad) -> Rates | None:
+    """Return the bandwidth that a batch system's machine ad has for the job; Mbit/s there."""
+    found = integer_of(machine, NEGOTIATED)
+    return None if found is None else rates(min(max(0, found), MOST_RATE // 10**6))
 
 
 def fulfil(plan: NetworkPlan, requested: str, ad: Ad, bounds: Bounds) -> Iterator[Change]:
@@ -117,6 +131,12 @@ def _bandwidth(plan: NetworkPlan, value: Value, bounds: Bounds) -> NetworkPlan:
         raise PolicyRefusal(
             f"the job asks for {BANDWIDTH} = {value} ({rates_text(asked)}), and the site gives it "
             f"at most {rates_text(most)}; ask for less, or the site for a rule"
+        )
+    bought = bounds.negotiated
+    if bought is not None and (asked.sent > bought.sent or asked.received > bought.received):
+        raise PolicyRefusal(
+            f"the job asks for {BANDWIDTH} = {value} ({rates_text(asked)}), and the batch system "
+            f"gave it {rates_text(bought)} on this worker; submit it with request_bandwidth"
         )
     try:
         return bounds.words.check(replace(plan, guarantee=asked))

@@ -130,7 +130,10 @@ class SitePolicy:
             trace.append(Step("callout", setting, written(plan, setting), "it answers so"))
         plan = self._whole(plan)
         bounds = requests.Bounds(
-            self.requests, self.words, lambda it: self._whole(_with(self.words, it, values))
+            self.requests,
+            self.words,
+            lambda it: self._whole(_with(self.words, it, values)),
+            requests.negotiated(asking.machine) if asking.job.verified else None,
         )
         for by, after, why in requests.fulfil(plan, asking.requested, asking.ad, bounds):
             trace.extend(_differences(by, plan, after, why))

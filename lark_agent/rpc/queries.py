@@ -5,10 +5,11 @@ checked field by field, and then the source's answer. All but the first runs in 
 threads, because user and group databases may be on the network and stores on slow disks, and the
 loop also carries the workers' reports.
 
-Who sees what: uid 0 and the members of the admin group see every job. Anyone else sees the jobs
-whose owner is the name of their uid; a uid without a name sees nothing. Membership is the
-kernel's (SO_PEERGROUPS), not the group file's: who was taken out of the group keeps old sessions,
-as everywhere in Unix. Somebody else's job is NOT_FOUND, so that ids cannot be probed.
+Who sees what: uid 0, the members of the admin group and the site's observers see every job. Anyone
+else sees the jobs whose owner is the name of their uid; a uid without a name sees nothing.
+Membership is the kernel's (SO_PEERGROUPS), not the group file's: who was taken out of the group
+keeps old sessions, as everywhere in Unix. Somebody else's job is NOT_FOUND, so that ids cannot be
+probed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from lark_agent.rpc.frontdoor import UnknownCallerError
 from lark_agent.rpc.lark.v1 import query_pb2, query_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from lark_agent.accounting.questions import UsageSource
     from lark_agent.rpc.frontdoor import Caller
@@ -74,7 +75,7 @@ class _TooMuchError(LarkError):
     """The answer would be too long."""
 
 
-def sight_of(caller: Caller, admin_group: str) -> Sight:
+def sight_of(caller: Caller, admin_group: str, observers: Collection[str] = ()) -> Sight:
     """Return what a caller may see; may block on the machine's user database."""
     if caller.uid == 0:
         return Sight(everything=True)
@@ -84,20 +85,26 @@ def sight_of(caller: Caller, admin_group: str) -> Sight:
     except KeyError:
         pass  # a site without that group has no admins but root
     try:
-        return Sight(everything=False, owner=pwd.getpwuid(caller.uid).pw_name)
+        name = pwd.getpwuid(caller.uid).pw_name
     except KeyError:
         return Sight(everything=False)
+    return Sight(everything=True) if name in observers else Sight(everything=False, owner=name)
 
 
 class QueryServicer(query_pb2_grpc.QueryServicer):
     """Answers from `source` to those whom `caller_of` knows (see `FrontDoor.caller`)."""
 
     def __init__(
-        self, source: UsageSource, caller_of: Callable[[Any], Caller], admin_group: str
+        self,
+        source: UsageSource,
+        caller_of: Callable[[Any], Caller],
+        admin_group: str,
+        observers: Collection[str] = (),
     ) -> None:
         self._source = source
         self._caller_of = caller_of
         self._admin_group = admin_group
+        self._observers = observers
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="query")
 
     def close(self) -> None:
@@ -137,7 +144,7 @@ class QueryServicer(query_pb2_grpc.QueryServicer):
         """Run one question in a thread and turn its exceptions into statuses."""
 
         def ask() -> Response:
-            return work(request, sight_of(caller, self._admin_group))
+            return work(request, sight_of(caller, self._admin_group, self._observers))
 
         try:
             caller = self._caller_of(context)

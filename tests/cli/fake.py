@@ -77,6 +77,7 @@ class Script(query_pb2_grpc.QueryServicer, agent_pb2_grpc.AgentServicer):
     runs: dict[str, tuple[JobRun, ...]] = field(default_factory=dict)
     totals: dict[tuple[GroupBy, ...], Totals] = field(default_factory=dict)
     status: agent_pb2.GetStatusResponse = field(default_factory=agent_pb2.GetStatusResponse)
+    machine: agent_pb2.GetMachineResponse = field(default_factory=agent_pb2.GetMachineResponse)
     standings: list[Standing] = field(default_factory=list)
     page: int = 1000
     requests: list[JobFilter] = field(default_factory=list)
@@ -130,6 +131,13 @@ class Script(query_pb2_grpc.QueryServicer, agent_pb2_grpc.AgentServicer):
     ) -> query_pb2.GetQuotasResponse:
         seen = [s for s in self.standings if request.owner in {"", s.key.subject}]
         return query_pb2.GetQuotasResponse(standings=map(standing_to_wire, seen))
+
+    def GetMachine(  # noqa: N802  the name in the protocol
+        self, request: agent_pb2.GetMachineRequest, context: grpc.ServicerContext
+    ) -> agent_pb2.GetMachineResponse:
+        if self.refusal:
+            context.abort(*self.refusal)
+        return self.machine
 
     def GetStatus(  # noqa: N802  the name in the protocol
         self, request: agent_pb2.GetStatusRequest, context: grpc.ServicerContext

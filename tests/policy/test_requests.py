@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from lark_agent.errors import InvalidRequest, PolicyRefusal
 from lark_agent.hooks.identity import Caller, identify
 from lark_agent.hooks.request import RunRequest
-from lark_agent.model import Connectivity, Family, Inbound, Peers, Port, Rates
+from lark_agent.model import Connectivity, Family, Inbound, Job, Peers, Port, Rates, Scheduler
+from lark_agent.policy.site import Asking
 from tests.policy.test_site import ALICE, RULES, STUDENT, decide, site
 
 if TYPE_CHECKING:
@@ -249,6 +251,21 @@ def test_a_job_books_bandwidth() -> None:
     assert decide(policy, ALICE, asked).guarantee == Rates(10**6, 2 * 10**8)
     said = refused(policy, {"RequestBandwidth": 101.0})
     assert "RequestBandwidth = 101.0 (101 Mbit/s), and the site gives it at most" in said
+
+
+def test_no_more_bandwidth_than_the_batch_system_gave() -> None:
+    """A job's ad that asks for more than was negotiated is refused; a forged machine ad is not."""
+    policy = site(f'{UPLINK}[requests]\nbandwidth = "400 Mbit/s"')
+    job = Job(Scheduler.HTCONDOR, "1.0", "alice", 1001, verified=True)
+    given: Ad = {"bandwidth": 100}
+    asked: Ad = {"RequestBandwidth": 100}
+    assert policy.plan(Asking(job, asked, given)).guarantee == Rates(10**8, 10**8)
+    with pytest.raises(PolicyRefusal, match="the batch system gave it 100 Mbit/s"):
+        policy.plan(Asking(job, {"RequestBandwidth": 101}, given))
+    unverified = replace(job, verified=False)
+    more: Ad = {"RequestBandwidth": 400}
+    assert policy.plan(Asking(unverified, more, given)).guarantee.sent == 4 * 10**8
+    assert "at most 400 Mbit/s" in refused(policy, {"RequestBandwidth": 401})
 
 
 def test_a_rule_gives_more_bandwidth_than_the_bound() -> None:

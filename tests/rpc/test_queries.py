@@ -71,6 +71,13 @@ def test_who_sees_what(who: Caller, group: str, sees: Sight) -> None:
     assert sight_of(who, group) == sees
 
 
+def test_an_observer_sees_everything() -> None:
+    """An account that the site lists sees every job, and is no admin where none is listed."""
+    assert sight_of(caller(ALICE), "none", ["alice"]) == Sight(everything=True)
+    assert sight_of(caller(ALICE), "none", ["condor"]) == Sight(everything=False, owner="alice")
+    assert sight_of(caller(NAMELESS), "none", ["1099", ""]) == Sight(everything=False)
+
+
 class Source:
     """Keeps records in a list, newest first, and what was asked."""
 

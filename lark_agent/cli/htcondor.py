@@ -1,0 +1,200 @@
+"""The programs that HTCondor's daemons keep running, and where their configuration goes.
+
+The startd's asks the agent every two seconds and prints; a job's last bytes are printed while its
+sandbox drains. The schedd's asks who has ended without an account, asks the collector for the
+records, and writes the account once every run of the job has a final record. Both run as
+HTCondor's own account, connect anew for each round, so that a service may be restarted any time,
+and end when their daemon is gone. What goes wrong is said once, on standard error, which
+HTCondor logs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lark_agent.errors import LarkError, PrerequisiteError, RemoteError
+from lark_agent.hooks import htcondor_ads
+from lark_agent.hooks.htcondor_config import UNTOLD
+from lark_agent.model import Rates, Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lark_agent.cli.asking import Asker
+    from lark_agent.hooks.htcondor_ads import Attributes
+    from lark_agent.model import Record
+
+PERIOD_SECONDS = 2.0
+READY_SECONDS = 30
+"""How long a worker counts as ready after the agent was last heard of."""
+_TOOL_SECONDS = 60
+
+
+def program(name: str) -> str:
+    """Return the path by which daemons start one of our programs; raises PrerequisiteError."""
+    beside = Path(sys.argv[0]).absolute().with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise PrerequisiteError(f"{name} is not installed beside this program, nor in PATH")
+    return found
+
+
+def write(text: str, output: Path | None) -> None:
+    """Write a file, or to standard output; raises PrerequisiteError."""
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text)
+    except OSError as error:
+        raise PrerequisiteError(
+            f"cannot write {output}: {error.strerror}; run as root, where HTCondor is installed"
+        ) from error
+
+
+def publish(where: str) -> None:
+    """Print the machine's and its jobs' ads until nobody reads them."""
+    meter = Meter()
+    _for_ever(lambda: _print(round_of_startd(where, meter, time.time())))
+
+
+def account(where: str) -> None:
+    """Write the accounts of ended jobs until the schedd is gone."""
+
+    def once() -> None:
+        with _connect(where) as asker:
+            for job, attributes in accounts(asker, ended_jobs()):
+                _tool("condor_qedit", job, *(word for pair in attributes.items() for word in pair))
+        _print(["-"])  # ends this program when its daemon is gone
+
+    _for_ever(once)
+
+
+class Meter:
+    """Rates of an interface, from one look to the next."""
+
+    def __init__(self, statistics: Path = Path("/sys/class/net")) -> None:
+        self._statistics = statistics
+        self._last: tuple[str, float, int, int] | None = None
+
+    def rates(self, interface: str, now: float) -> Rates:
+        """Return bit/s since the last look; none at the first. `now` is in seconds."""
+        folder = self._statistics / interface / "statistics"
+        try:
+            sent, received = (int((folder / f"{way}_bytes").read_text()) for way in ("tx", "rx"))
+        except OSError:  # renamed or gone: the agent will say
+            return Rates()
+        before, self._last = self._last, (interface, now, sent, received)
+        if before is None or before[0] != interface or now <= before[1]:
+            return Rates()
+        seconds = now - before[1]
+        moved = (max(0, sent - before[2]), max(0, received - before[3]))
+        return Rates(*(round(each * 8 / seconds) for each in moved))
+
+
+def round_of_startd(where: str, meter: Meter, now: float) -> Iterator[str]:
+    """Yield the lines of one round; a worker without its agent is not ready."""
+    try:
+        with _connect(where) as asker:
+            state = asker.machine()
+    except RemoteError as error:
+        attributes = {"LarkReady": "false", "LarkProblem": htcondor_ads.text(str(error))}
+        yield from htcondor_ads.printed("machine", attributes)
+        return
+    ad = htcondor_ads.machine_ad(
+        state, meter.rates(state.uplink, now), ready_until=int(now) + READY_SECONDS
+    )
+    yield from htcondor_ads.printed("machine", {**ad, "LarkProblem": '""'})
+    # of two in a slot the older has ended, and its starter is gone
+    newest = dict(sorted(state.places, key=lambda place: place[1].started_ns))
+    for slot, record in newest.items():
+        yield from htcondor_ads.printed(slot, htcondor_ads.slot_ad(slot, record))
+
+
+def ended_jobs() -> list[dict[str, Any]]:
+    """Ask the schedd who has ended without an account; raises RemoteError."""
+    said = _tool(
+        "condor_q", "-allusers", "-constraint", UNTOLD, "-json",
+        "-attributes", "ClusterId,ProcId,GlobalJobId,Owner",
+    )  # fmt: skip
+    ads: list[dict[str, Any]] = json.loads(said) if said.strip() else []
+    return ads
+
+
+def accounts(asker: Asker, ads: list[dict[str, Any]]) -> Iterator[tuple[str, Attributes]]:
+    """Yield job and account of those whose records are all final."""
+    for ad in ads:
+        records = _records(asker, str(ad.get("GlobalJobId", "")), str(ad.get("Owner", "")))
+        if records and all(record.final for record in records):
+            yield f"{ad['ClusterId']}.{ad['ProcId']}", htcondor_ads.job_attributes(records)
+
+
+def _records(asker: Asker, job: str, owner: str) -> list[Record]:
+    """Return the records of one job, oldest first.
+
+    The id came from a job's ad: another user's record with it is not this job's.
+    """
+    from lark_agent.cli.asking import NoSuchJob  # noqa: PLC0415  grpc is slow to import
+
+    try:
+        found = [run.record for run in asker.find(job)]
+    except NoSuchJob:
+        return []
+    mine = [
+        record
+        for record in found
+        if record.job.scheduler is Scheduler.HTCONDOR
+        and record.job.verified
+        and record.job.owner == owner
+        and record.job.job_id == job
+    ]
+    return sorted(mine, key=lambda record: record.started_ns)
+
+
+def _connect(where: str) -> Any:
+    from lark_agent.cli import asking  # noqa: PLC0415  grpc is slow to import
+
+    return asking.connect(where)
+
+
+def _tool(*command: str) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_TOOL_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RemoteError(f"{command[0]}: {error}") from error
+    if done.returncode:
+        raise RemoteError(f"{' '.join(command[:2])}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+def _print(lines: Iterator[str] | list[str]) -> None:
+    """Print at once; ends the program when nobody reads any more."""
+    try:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stderr.close()  # nor does anybody read this
+        raise SystemExit(0) from None
+
+
+def _for_ever(once: Callable[[], None]) -> None:
+    said = ""
+    while True:
+        try:
+            once()
+            said = ""
+        except LarkError as error:
+            if str(error) != said:  # HTCondor logs every line
+                click.echo(str(error), err=True)
+                said = str(error)
+        time.sleep(PERIOD_SECONDS)

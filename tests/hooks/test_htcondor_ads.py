@@ -1,0 +1,91 @@
+"""What HTCondor's daemons are told, as text."""
+
+from __future__ import annotations
+
+from lark_agent.hooks import htcondor_ads
+from lark_agent.hooks.htcondor_ads import MachineState
+from lark_agent.model import (
+    ClassUsage,
+    Connectivity,
+    Count,
+    Job,
+    Rates,
+    Record,
+    Scheduler,
+    Usage,
+)
+
+JOB = Job(Scheduler.HTCONDOR, "s#1.0#1", "alice", 1001, verified=True)
+SECOND = 10**9
+
+
+def record(*classes: ClassUsage, started: int = 100, seconds: int = 8, cost: int = 0) -> Record:
+    """Return the final record of a run of a job."""
+    return Record(
+        f"run-at-{started}", "w", 0, JOB, "nat", Connectivity.NAT, started * SECOND,
+        ended_ns=(started + seconds) * SECOND, usage=Usage(classes), cost=cost, final=True,
+    )  # fmt: skip
+
+
+def usage(name: str, sent: int, received: int) -> ClassUsage:
+    return ClassUsage(name, Count(1, sent), Count(1, received))
+
+
+def test_a_starter_names_its_slot() -> None:
+    """The word after -a, where it can be a slot's name; nothing else is taken for one."""
+    assert htcondor_ads.slot_of(["condor_starter", "-f", "-a", "slot1_3", "host"]) == "slot1_3"
+    assert htcondor_ads.slot_of(["-a", "slot1_3"]) == ""
+    assert htcondor_ads.slot_of(["condor_starter", "-a"]) == ""
+    assert htcondor_ads.slot_of(["condor_starter", "-a", 'x" || true']) == ""
+
+
+def test_a_slot_gets_its_job_and_no_other() -> None:
+    """The constraint is the slot's whole name; bytes are peaks, in all and by class."""
+    ad = htcondor_ads.slot_ad("slot1_3", record(usage("lhc-one", 5, 7), usage("other", 0, 2)))
+    assert ad == {
+        "SlotMergeConstraint": 'regexp("^slot1_3(@|$)", Name)',
+        "UptimeNetworkIncomingPeakUsage": "9",
+        "UptimeNetworkOutgoingPeakUsage": "5",
+        "UptimeNetworkIncoming_lhc_onePeakUsage": "7",
+        "UptimeNetworkOutgoing_lhc_onePeakUsage": "5",
+        "UptimeNetworkIncoming_otherPeakUsage": "2",
+    }
+
+
+def test_what_is_printed_of_slots_is_what_the_startd_keeps() -> None:
+    """Every attribute of a slot's ad is one of the metrics that the configuration names."""
+    ad = htcondor_ads.slot_ad("slot1_1", record(usage("a.b", 1, 1), usage("jobs", 1, 1)))
+    kept = {f"Uptime{name}PeakUsage" for name in htcondor_ads.metrics(["a.b", "jobs"])}
+    assert set(ad) - {"SlotMergeConstraint"} == kept
+
+
+def test_the_account_adds_up_all_runs() -> None:
+    """A job that was started twice has moved what both runs have; the rate is over both."""
+    found = htcondor_ads.job_attributes(
+        [
+            record(usage("campus", 1_000_000, 2_000_000), cost=1_500_000),
+            record(usage("campus", 0, 1_000_000), usage("other", 4, 0), started=200, seconds=24),
+        ]
+    )
+    assert set(found) == set(htcondor_ads.ACCOUNT)
+    assert (found["NetworkIncoming"], found["NetworkOutgoing"]) == ("3000000", "1000004")
+    assert found["NetworkIncomingByClass"] == "[ campus = 3000000 ]"
+    assert found["NetworkOutgoingByClass"] == "[ campus = 1000000; other = 4 ]"
+    assert found["AverageBandwidthUsage"] == "1.000001"
+    assert found["NetworkCost"] == "1.500000"
+    assert found["NetworkRecord"] == '"run-at-100,run-at-200"'
+
+
+def test_the_machine_never_promises_more_than_it_has() -> None:
+    """Capacity is rounded down in the weaker direction, what is booked up in the fuller."""
+    state = MachineState(
+        "eth0", ("nat", "none"), ("ipv4", "ipv6"), {"lhcone": 3001, "lab": 0},
+        Rates(10**9, 900_900_000), Rates(1, 100_000_000),
+    )  # fmt: skip
+    ad = htcondor_ads.machine_ad(state, Rates(1_500_000, 0), ready_until=130)
+    assert (ad["BandwidthCapacity"], ad["BandwidthBooked"]) == ("900", "100")
+    assert ad["AvailBandwidth"] == "800"
+    assert ad["BandwidthUsedOutgoing"] == "1.500"
+    assert ad["VLAN"] == '"lab,lhcone,3001"'
+    assert ad["IPProtocol"] == '"IPv4,IPv6"'
+    assert ad["LarkReady"] == "time() < 130"
