@@ -32,7 +32,7 @@ OWNED = ("run/condor", "run/lock/condor", "var/log/condor", "var/lib/condor",
 OAUTH = "/var/lib/condor/oauth"
 """Where the credd keeps tokens."""
 _ENTER = ROOT / "tests/htcondor/enter.sh"
-_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_PATH = "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _START_SECONDS = 30.0
 
 

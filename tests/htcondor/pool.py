@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from tests.lab.world import Lab
 
 WRAPPER = "/usr/libexec/lark/lark-run"
-"""As the pool's machine sees it."""
+HOOK = "/usr/libexec/lark/lark-prepare"
+"""As the pool's machine sees them."""
 POOL = f"""
 CONDOR_HOST = {WORKER.ipv4}
 NETWORK_INTERFACE = {WORKER.ipv4}
@@ -69,13 +70,18 @@ DELEGATE_JOB_GSI_CREDENTIALS = false
 SEC_CREDENTIAL_DIRECTORY_OAUTH = /var/lib/condor/oauth
 DAEMON_LIST = $(DAEMON_LIST), CREDD
 """
-LARK = f"""
+WRAPPED = f"""
 USER_JOB_WRAPPER = {WRAPPER}
 # what the starter runs of a user's beside the job, without the wrapper
 START = ($(START)) && TARGET.PreCmd =?= undefined && TARGET.PostCmd =?= undefined \\
   && TARGET.ToolDaemonCmd =?= undefined && TARGET.TransferPlugins =?= undefined \\
   && TARGET.WantDocker =!= true && TARGET.JobUniverse =!= 13
 """
+LARK = f"""{WRAPPED}
+STARTER_JOB_HOOK_KEYWORD = LARK
+LARK_HOOK_PREPARE_JOB = {HOOK}
+"""
+"""What docs/htcondor.md tells sites to drop into config.d."""
 TUNED_PORTS = "1024 65535"
 """What the master's tuning script makes of the worker's ephemeral ports."""
 READY_SECONDS = 60.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.htcondor.conftest import AGENT
-from tests.htcondor.pool import LARK, Pool
+from tests.htcondor.pool import LARK, WRAPPED, Pool
 from tests.lab.topology import CAMPUS
 from tests.lab.world import Lab
 
@@ -27,13 +27,6 @@ when = "WantNoNetwork"
 profile = "alone"
 """
 )
-ANNOUNCED = (
-    LARK
-    + """
-STARTER_JOB_HOOK_KEYWORD = LARK
-LARK_HOOK_PREPARE_JOB = /usr/libexec/lark/lark-prepare
-"""
-)
 TALK = f"""
 set -e
 {CHIRP} set_job_attr ChirpSaid '"hello"'
@@ -46,7 +39,7 @@ rm big back
 """
 
 
-@pytest.fixture(scope="module", params=[LARK, ANNOUNCED], ids=["wrapper", "prepare-hook"])
+@pytest.fixture(scope="module", params=[WRAPPED, LARK], ids=["wrapper", "prepare-hook"])
 def chirping(condor_root: Path, request: pytest.FixtureRequest) -> Iterator[Pool]:
     """Give a pool with a profile that has no network, with and without the hook that prepares."""
     with Lab() as lab:

@@ -7,12 +7,14 @@ stays whatever becomes of the job: the worker's must never be there.
 from __future__ import annotations
 
 import contextlib
+import signal
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
-from tests.htcondor.jobs import EXECUTING, STARTER_ERROR, WITNESS
-from tests.htcondor.pool import Pool
+from tests.htcondor.jobs import HELD, STARTER_ERROR, TERMINATED, WITNESS
+from tests.htcondor.pool import WRAPPER, Pool
 from tests.lab.world import Lab
 
 if TYPE_CHECKING:
@@ -44,11 +46,21 @@ def agent(worker: Pool, config: str = "") -> Iterator[Process]:
         process.terminate()
 
 
+@contextlib.contextmanager
+def reconfigured(worker: Pool, config: str) -> Iterator[None]:
+    """Give the starters another configuration for a while."""
+    worker.configure("70-test", config)
+    try:
+        yield
+    finally:
+        worker.configure("70-test", "")
+
+
 def test_without_an_agent_no_job_runs(worker: Pool) -> None:
     """Agent stopped: the job waits, its log says why, and it runs when the agent is there."""
     job = worker.submit(f"{WITNESS} echo done")
     said = job.await_event(STARTER_ERROR).text
-    assert "lark-run" in said, said
+    assert "no agent at /run/lark/run.sock" in said, said
     assert job.networks() == []
     with agent(worker):
         assert job.ended().stdout == "done\n"
@@ -59,8 +71,7 @@ def test_an_agent_that_restarts_costs_no_job(worker: Pool) -> None:
     """Jobs that run go on, jobs that start meanwhile wait or try again: each ends, confined."""
     with agent(worker):
         running = [worker.submit(f"{WITNESS}{UNTIL_ENOUGH}") for _ in range(4)]
-        for job in running:
-            job.await_event(EXECUTING)
+        worker.await_true(lambda: all(job.networks() for job in running))
     starting = [worker.submit(WITNESS) for _ in range(4)]
     with agent(worker):
         for job in running:
@@ -84,6 +95,65 @@ def test_more_jobs_than_sandboxes_wait_for_one(worker: Pool) -> None:
             job.file("enough").touch()
         assert [job.ended().status for job in (*running, late)] == [0] * 3
     assert not any(worker.host() in job.networks() for job in (*running, late))
+
+
+def test_a_refusal_of_the_policy_puts_the_job_on_hold(worker: Pool) -> None:
+    """The policy's own words are what condor_q -hold shows."""
+    with agent(worker, '[[rules]]\nwhen = "Ask =!= undefined"\nset = { rate = "Ask" }\n'):
+        job = worker.submit(WITNESS, my_Ask='"as fast as possible"')
+        job.await_event(HELD)
+        said = worker.run(["condor_q", "-hold", job.number]).stdout
+        assert "as fast as possible" in said, said
+        worker.run(["condor_rm", job.number])
+    assert job.networks() == []
+
+
+def test_a_hook_that_is_killed_opens_nothing(worker: Pool) -> None:
+    """Killed before it could speak, the hook leaves the job held, tried again or confined."""
+    with agent(worker) as process:
+        process.signal(signal.SIGSTOP)
+        try:
+            job = worker.submit(f"{WITNESS} echo done")
+            worker.await_true(lambda: bool(_named("lark-prepare", worker)))
+            for hook in _named("lark-prepare", worker):
+                hook.kill()
+        finally:
+            process.signal(signal.SIGCONT)
+        job.await_event(HELD, TERMINATED)
+        worker.run(["condor_rm", job.number], check=False)
+    assert worker.host() not in job.networks()
+
+
+def test_a_reservation_that_expired_opens_nothing(worker: Pool) -> None:
+    """When the job comes later than its sandbox was kept for, it is planned again, and confined."""
+    slow = "/usr/local/bin/slow-wrapper"
+    worker.machine.path(slow).write_text(f'#!/bin/sh\nsleep 3\nexec {WRAPPER} "$@"\n')
+    worker.machine.path(slow).chmod(0o755)
+    with (
+        agent(worker, "[pool]\nreserve_seconds = 1\n"),
+        reconfigured(worker, f"USER_JOB_WRAPPER = {slow}\n"),
+    ):
+        job = worker.submit(WITNESS)
+        assert job.ended().status == 0
+        # the sandbox that was kept for nothing has a record of its own, without a byte
+        worker.await_true(lambda: len(worker.records(job.number)) == 2)
+    assert len(job.networks()) == 1
+    assert worker.host() not in job.networks()
+
+
+def test_a_hook_keyword_of_the_user_changes_nothing(worker: Pool) -> None:
+    """A job that names another hook, which the site has for others, has ours all the same."""
+    with (
+        agent(worker, '[[rules]]\nwhen = "Ask =!= undefined"\nset = { rate = "Ask" }\n'),
+        reconfigured(worker, "OTHER_HOOK_PREPARE_JOB = /bin/true\n"),
+    ):
+        free = worker.submit(WITNESS, my_HookKeyword='"OTHER"')
+        assert free.ended().status == 0
+        job = worker.submit(WITNESS, my_HookKeyword='"OTHER"', my_Ask='"all"')
+        job.await_event(HELD)
+        worker.run(["condor_rm", job.number])
+    assert job.networks() == []
+    assert worker.host() not in free.networks()
 
 
 BESIDES: dict[str, dict[str, Any]] = {
@@ -113,3 +183,7 @@ def test_what_would_run_beside_the_job_keeps_the_job_away(worker: Pool, kind: st
 
 def _why(worker: Pool, number: str) -> str:
     return worker.run(["condor_q", "-better-analyze", number]).stdout
+
+
+def _named(name: str, worker: Pool) -> list[psutil.Process]:
+    return [p for p in psutil.Process(worker.lab.pid).children(recursive=True) if p.name() == name]

@@ -1,4 +1,4 @@
-"""How users reach a running job of a real pool."""
+"""How users reach a running job of a real pool: condor_tail, condor_ssh_to_job."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.root, pytest.mark.htcondor]
 
+BOUNDLESS = 'WantNetwork = true\\nNetworkProfile = "wide"\\n'
 UNTIL_ENOUGH = "until [ -e $SUBMITTED_FROM/enough ]; do sleep 0.2; done"
 
 
@@ -34,3 +35,18 @@ def test_tail_shows_what_the_job_has_said(pool: Pool) -> None:
     pool.await_true(tailed)
     job.file("enough").touch()
     assert job.ended().status == 0
+
+
+def test_a_shell_joins_the_sandbox_of_its_job(pool: Pool) -> None:
+    """condor_ssh_to_job's shell is in the job's network, also after the job rewrote its ad."""
+    rewrite = f"printf '{BOUNDLESS}' > more; mv more .job.ad"
+    job = started(pool, f"{rewrite}; echo rewritten")
+    there = pool.run(
+        ["condor_ssh_to_job", "-auto-retry", job.number, "readlink", "/proc/self/ns/net"],
+        user="alice",
+    )
+    assert there.stdout.strip().endswith(job.file("net").read_text().strip())
+    assert len(pool.records(job.number)) == 1
+    job.file("enough").touch()
+    assert job.ended().status == 0
+    assert job.record()["final"]
