@@ -22,10 +22,8 @@ import asyncio
 import contextlib
 import errno
 import os
-import pwd
 import socket
 from collections import Counter
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,9 +33,9 @@ import structlog
 
 from lark_agent.agent import conversation
 from lark_agent.agent.attachment import Member
+from lark_agent.agent.callers import Callers
 from lark_agent.agent.callout import Callouts
 from lark_agent.errors import (
-    InvalidRequest,
     PolicyRefusal,
     PrerequisiteError,
     Refused,
@@ -45,13 +43,12 @@ from lark_agent.errors import (
 )
 from lark_agent.hooks import launch, slurm
 from lark_agent.hooks import request as wire
-from lark_agent.hooks.identity import Caller, Launcher, identify
+from lark_agent.hooks.identity import Caller, identify
 from lark_agent.linux import namespaces, process
 from lark_agent.linux.descriptors import close_aside
 from lark_agent.model import Connectivity
 from lark_agent.policy import ads
 from lark_agent.policy.site import Asking
-from lark_agent.sandbox import host
 from lark_agent.sandbox.connectivity import Kind
 
 if TYPE_CHECKING:
@@ -72,7 +69,6 @@ _MOST, _MOST_PER_USER = 8192, 1024
 _BACKLOG = 1024
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _PAUSE_SECONDS = 0.5
-_USER_SECONDS, _MOST_USERS = 60.0, 10_000
 _NOT_YOURS = "the job that the batch system started here is another user's"
 log = structlog.get_logger(__name__)
 
@@ -99,8 +95,7 @@ class Gate:
         self._settings = settings
         self._callouts = Callouts()
         self._own = own
-        self._host = namespaces.identity("/proc/self/ns/net")
-        self._users: dict[int, tuple[str, float]] = {}
+        self._callers = Callers(settings)
         self._open_by_user: Counter[int] = Counter()
         self._asking: Counter[int] = Counter()
         self._conversations: set[asyncio.Task[None]] = set()
@@ -170,7 +165,7 @@ class Gate:
     async def _converse(self, connection: socket.socket, peer: process.Peer) -> None:
         try:
             attachment = await self._admit(connection, peer)
-            if attachment is not None:
+            if attachment is not None and attachment.main.process.pid == peer.pid:
                 try:
                     await self._outcome(connection, attachment)
                 finally:
@@ -199,11 +194,11 @@ class Gate:
         """Attach the caller to a sandbox; None if it went away, or is no job. Raises Refused."""
         pidfd = await conversation.open_peer(connection, peer)
         try:
-            self._check(peer, pidfd)
+            self._callers.check(peer, pidfd)
             request = await conversation.request(connection)
             if request is None:
                 return None
-            caller = await self._caller(peer, request)
+            caller = await self._callers.name(peer, request)
             if request.purpose is not wire.Purpose.RUN:
                 await self._serve_launcher(connection, request, caller)
                 return None
@@ -218,17 +213,6 @@ class Gate:
         self._grant(connection, attachment)
         self._attachments.tell(attachment)  # after the job was let go: it waits for none of this
         return attachment
-
-    async def _caller(self, peer: process.Peer, request: wire.RunRequest) -> Caller:
-        """Say who asks. Raises Refused if it is root for itself, or another for others."""
-        if peer.uid == 0 and not request.user:
-            raise PolicyRefusal("root cannot be held in a sandbox; run the job as its user")
-        if peer.uid != 0 and request.user is not None:
-            raise PolicyRefusal("only root may ask for another account")
-        uid = peer.uid or request.user or 0
-        user = await self._user(uid)
-        shared = any(fnmatchcase(user, pattern) for pattern in self._settings.shared_accounts)
-        return Caller(peer.pid, uid, user, self._launcher(peer.pid), shared, by_root=peer.uid == 0)
 
     async def _run(
         self, connection: socket.socket, request: wire.RunRequest, caller: Caller, pidfd: int
@@ -363,40 +347,6 @@ class Gate:
         )
         return None if overrides is None else (job, policy.plan(asking, overrides))
 
-    def _check(self, peer: process.Peer, pidfd: int) -> None:
-        """Raise Refused if the caller can have no sandbox, whatever it asks for."""
-        if peer.pid == 0:
-            raise InvalidRequest(
-                "the caller is outside this worker's process tree (another pid namespace)"
-            )
-        network = process.network_identity(peer.pid)
-        if network != self._host or not process.alive(pidfd):
-            raise PolicyRefusal(
-                "the caller is not in the worker's own network: it is in a sandbox already; "
-                "start the command directly"
-            )
-        if host.is_held(peer.pid):
-            raise PolicyRefusal(
-                "the caller is in the control group of a job already; start the command directly"
-            )
-
-    async def _user(self, uid: int) -> str:
-        """Return the name of a user, remembered for a while.
-
-        Directory services may be slow, so they are not asked in the loop's thread.
-        """
-        now = asyncio.get_running_loop().time()
-        name, until = self._users.get(uid, ("", 0.0))
-        if now >= until:
-            try:
-                name = (await asyncio.to_thread(pwd.getpwuid, uid)).pw_name
-            except KeyError:
-                name = str(uid)
-            if len(self._users) >= _MOST_USERS:
-                self._users.clear()
-            self._users[uid] = name, now + _USER_SECONDS
-        return name
-
     @contextlib.contextmanager
     def _limited(self, caller: Caller) -> Iterator[None]:
         """Refuse a user who holds, or waits for, what one may have outside the batch system."""
@@ -414,16 +364,6 @@ class Gate:
             yield
         finally:
             self._asking[uid] -= 1
-
-    def _launcher(self, pid: int) -> Launcher | None:
-        """Return the batch system's process that started the caller, if one did."""
-        parent = process.parent(pid)
-        if parent <= 1:
-            return None
-        name, uid = process.command_and_user(parent) or ("", -1)
-        if uid != 0 or name not in self._settings.trusted_launchers:
-            return None
-        return Launcher(parent, process.start_time(parent), name)
 
     def _grant(self, connection: socket.socket, attachment: Attachment) -> None:
         sandbox = attachment.sandbox

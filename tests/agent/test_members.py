@@ -76,6 +76,17 @@ def test_a_second_process_joins(lab: Lab) -> None:
     assert len(all_records(lab, starter.job_id)) == 1
 
 
+def test_a_shell_that_cannot_start_says_nothing_of_the_job(lab: Lab) -> None:
+    """The record tells how the job ended, whatever became of those that joined."""
+    lab.agent(pool())
+    starter = Starter(lab)
+    job = starter.run(["sleep", "1000"])
+    assert job.network
+    assert starter.run(["/no/such/program"]).wait().status == 127
+    job.signal()
+    assert final(lab, starter.job_id).exit_reason == ExitReason.SIGNALED
+
+
 @pytest.mark.parametrize("prepared", [False, True])
 def test_a_rewritten_ad_changes_nothing(lab: Lab, prepared: bool) -> None:
     """A job that gives itself another group, and more network, finds its shell where it was."""
