@@ -195,11 +195,11 @@ class Pool:
             time.sleep(0.1)
 
     def logs(self, lines: int = 8) -> str:
-        """Return the end of every daemon's log."""
+        """Return the end of the logs that a job's start leaves traces in."""
         folder = self.machine.path("/var/log/condor")
         tails = [
             f"== {file.name}\n" + "\n".join(file.read_text(errors="replace").splitlines()[-lines:])
-            for file in sorted(folder.glob("*Log*"))
+            for file in sorted(folder.glob("S[ht]a*Log*"))
         ]
         return "\n".join(tails)
 

@@ -2,10 +2,10 @@
 
 `made(suite)` returns a directory below `/var/cache/lark-agent-tests` that holds a whole system of
 that suite: debootstrap's smallest, then HTCondor and what jobs of the tests call. The archive is
-the one that this machine's own apt uses, asked from apt, so that a site's mirror or proxy serves
-here too. A root is built aside and renamed when it is complete, under a lock: an interrupted build
-leaves nothing that looks whole, and parallel test runs wait for one build. `/RECIPE` inside says of
-what it was made; another recipe makes it anew.
+that of this machine's own apt, asked from apt, so that a site's mirror, proxy and opinion on the
+age of an archive serve here too. A root is built aside and renamed when it is complete, under a
+lock: an interrupted build leaves nothing that looks whole, and parallel test runs wait for one.
+`/RECIPE` inside says of what it was made; another recipe makes it anew.
 
 Pools are overlays over it (`tests.htcondor.pool`), so nothing that a test does reaches it.
 
@@ -74,6 +74,8 @@ def _build(suite: str, root: Path) -> None:
          environment=environment)  # fmt: skip
     (root / "usr/sbin/policy-rc.d").write_text(_NO_DAEMONS)
     (root / "usr/sbin/policy-rc.d").chmod(0o755)
+    age = _run("apt-config", "dump", "--format", '%F "%v";%n', "Acquire::Check-Valid-Until")
+    (root / "etc/apt/apt.conf.d/90age").write_text(age)
     (root / "etc/dpkg/dpkg.cfg.d/fast").write_text(
         "force-unsafe-io\npath-exclude=/usr/share/doc/*\n"
     )
