@@ -28,6 +28,12 @@ WAIT_SECONDS = 120
 """How long a finished job stays in the queue for its account."""
 RESTART_SECONDS = 10
 """Until a program of ours that ended is started again."""
+BESIDE = """\
+# The starter runs programs that come with a job as the job's user, but without the wrapper, on the
+# worker's own network; and these universes do not use it. Jobs with one do not match.
+START = ($(START)) && TARGET.PreCmd =?= undefined && TARGET.PostCmd =?= undefined \\
+    && TARGET.ToolDaemonCmd =?= undefined && TARGET.TransferPlugins =?= undefined \\
+    && TARGET.WantDocker =!= true && TARGET.JobUniverse =!= 13"""
 
 
 def worker_file(settings: AgentSettings, program: str, arguments: Sequence[str] = ()) -> str:
@@ -55,7 +61,9 @@ USER_JOB_WRAPPER = {programs}/lark-run
 # Decides before the job starts: a refusal of the site's policy holds the job with the policy's
 # words, a worker that is not fit sends it elsewhere. For all jobs, whatever HookKeyword they name.
 STARTER_JOB_HOOK_KEYWORD = LARK
-LARK_HOOK_PREPARE_JOB = {programs}/lark-prepare"""
+LARK_HOOK_PREPARE_JOB = {programs}/lark-prepare
+
+{BESIDE}"""
 
 
 def _reporting(settings: AgentSettings, program: str, arguments: Sequence[str]) -> Iterator[str]:

@@ -28,6 +28,13 @@ def test_every_job_goes_through_wrapper_and_hook() -> None:
     assert "LARK_HOOK_JOB_EXIT" not in knobs
 
 
+def test_jobs_with_programs_beside_them_are_kept_away() -> None:
+    """What the starter would run of a user's without the wrapper is named in START."""
+    text = worker_file(parse(AgentSettings, "", "agent.toml"), "/usr/bin/lark-agent")
+    fences = re.findall(r"TARGET\.(\w+) =\?= undefined", text)
+    assert {"PreCmd", "PostCmd", "ToolDaemonCmd", "TransferPlugins"} <= set(fences)
+
+
 def test_a_directory_that_would_end_the_line_is_refused() -> None:
     """Nothing of the settings can become another line of HTCondor's configuration."""
     with pytest.raises(ConfigurationError, match="programs"):

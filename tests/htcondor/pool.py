@@ -28,6 +28,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from lark_agent.hooks.htcondor_config import BESIDE
 from tests.htcondor.jobs import CondorJob, submit_text
 from tests.htcondor.machine import DOMAIN, Machine, home
 from tests.lab.filesystem import USERS
@@ -72,16 +73,13 @@ DAEMON_LIST = $(DAEMON_LIST), CREDD
 """
 WRAPPED = f"""
 USER_JOB_WRAPPER = {WRAPPER}
-# what the starter runs of a user's beside the job, without the wrapper
-START = ($(START)) && TARGET.PreCmd =?= undefined && TARGET.PostCmd =?= undefined \\
-  && TARGET.ToolDaemonCmd =?= undefined && TARGET.TransferPlugins =?= undefined \\
-  && TARGET.WantDocker =!= true && TARGET.JobUniverse =!= 13
+{BESIDE}
 """
 LARK = f"""{WRAPPED}
 STARTER_JOB_HOOK_KEYWORD = LARK
 LARK_HOOK_PREPARE_JOB = {HOOK}
 """
-"""What docs/htcondor.md tells sites to drop into config.d."""
+"""What of `lark-agent htcondor-config` decides whether and where jobs start."""
 TUNED_PORTS = "1024 65535"
 """What the master's tuning script makes of the worker's ephemeral ports."""
 READY_SECONDS = 60.0

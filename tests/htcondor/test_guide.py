@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.htcondor import programs
 from tests.htcondor.conftest import AGENT
 from tests.htcondor.machine import Machine
 from tests.lab.filesystem import ROOT
@@ -34,7 +35,8 @@ def test_the_guide_leads_from_an_empty_pool_to_a_job_with_a_record(condor_root: 
     blocks = re.findall(r"^```sh\n(.*?)^```$", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
     assert len(blocks) == 3
     with Lab() as lab:
-        lab.agent(AGENT)
+        programs.install(lab)
+        lab.agent(f'observers = ["{programs.observer(lab)}"]\n{AGENT}')
         machine = Machine(lab, condor_root)
         # the tuning of kernels is the machine's, not the lab's
         here = machine.path("/etc/condor/config.d/40-lab")
@@ -42,6 +44,7 @@ def test_the_guide_leads_from_an_empty_pool_to_a_job_with_a_record(condor_root: 
         for name, text in (("systemctl", SYSTEMCTL), ("lark", LARK)):
             machine.path(f"/usr/local/bin/{name}").write_text(text)
             machine.path(f"/usr/local/bin/{name}").chmod(0o755)
+        machine.path("/usr/local/bin/lark-agent").symlink_to(programs.AGENT)
         for block in blocks:
             machine.run(["sh", "-e", "-c", block], timeout=120)
         jobs = json.loads(lab.run(["lark", "jobs", "--json"]).stdout)["jobs"]
