@@ -85,4 +85,6 @@ class Callers:
         name, uid = process.command_and_user(parent) or ("", -1)
         if uid != 0 or name not in self._settings.trusted_launchers:
             return None
-        return Launcher(parent, process.start_time(parent), name)
+        launcher = Launcher(parent, process.start_time(parent), name)
+        # still its parent: so the number was the launcher's all the time
+        return launcher if process.parent(pid) == parent else None

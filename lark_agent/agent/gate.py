@@ -199,6 +199,8 @@ class Gate:
             if request is None:
                 return None
             caller = await self._callers.name(peer, request)
+            if not process.alive(pidfd):  # so all that was found by its number was its own
+                return None
             if request.purpose is not wire.Purpose.RUN:
                 await self._serve_launcher(connection, request, caller)
                 return None
@@ -230,6 +232,8 @@ class Gate:
                 raise PolicyRefusal(_NOT_YOURS)
             if request.own_namespace:
                 self._own.check_joinable(attachment.sandbox)
+            if not process.alive(member.pidfd):  # while it waited for its turn
+                return None
             await self._attachments.join(attachment, member)
             await self._launchers.look(attachment)
             return attachment

@@ -75,6 +75,7 @@ def _slot(key: str) -> str:
     pid, _, started = rest.partition(" ")
     if command != htcondor_ads.STARTER:
         return ""
+    if process.start_time(int(pid)) != int(started):  # another's, whose memory may be slow to read
+        return ""
     slot = htcondor_ads.slot_of(process.arguments(int(pid)))
-    # the number may be another's by now
     return slot if process.start_time(int(pid)) == int(started) else ""

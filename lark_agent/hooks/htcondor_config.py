@@ -33,7 +33,14 @@ BESIDE = """\
 # worker's own network; and these universes do not use it. Jobs with one do not match.
 START = ($(START)) && TARGET.PreCmd =?= undefined && TARGET.PostCmd =?= undefined \\
     && TARGET.ToolDaemonCmd =?= undefined && TARGET.TransferPlugins =?= undefined \\
-    && TARGET.WantDocker =!= true && TARGET.JobUniverse =!= 13"""
+    && TARGET.WantDocker =!= true && TARGET.JobUniverse =!= 13
+# Nor would the test that an image of apptainer can bring along.
+SINGULARITY_RUN_TEST_BEFORE_JOB = false
+
+# condor_ssh_to_job's shell joins the job's sandbox, but what sets it up runs as the job's user on
+# the worker's own network, with the job's environment, which can load programs of the user's. Where
+# jobs are not trusted that far:
+# ENABLE_SSH_TO_JOB = false"""
 
 
 def worker_file(settings: AgentSettings, program: str, arguments: Sequence[str] = ()) -> str:
