@@ -259,7 +259,9 @@ def test_a_link_that_the_job_deletes_loses_no_count(lab: Lab, tmp_path: Path) ->
         done = impostor(lab, "asks-first", "sh", "-c", script, shlex.join(talk)).result()
         assert done.status == 0, done.stderr
         assert final(lab, only_record(lab, before)).usage.sent == ONCE
+    before = set(records(lab))
     assert lab.job(FETCH).status == 0
+    final(lab, only_record(lab, before))
     assert agent.terminate() == 0
     assert "level=error" not in agent.stderr
     assert in_kernel(lab) == set()
