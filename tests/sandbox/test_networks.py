@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 import subprocess
@@ -267,8 +268,10 @@ def test_an_unknown_agents_sandboxes_are_found_and_removed(
     assert namespaces.names("lark") == []
 
 
+@functools.cache
 def has_8021q() -> bool:
     """Ask the kernel, in a namespace that goes again."""
+    name = f"larktry{os.getpid()}"  # other processes ask at the same time
 
     def attempt() -> bool:
         with Links() as here:
@@ -279,9 +282,9 @@ def has_8021q() -> bool:
         return True
 
     try:
-        return namespaces.create("larktry", attempt)
+        return namespaces.create(name, attempt)
     finally:
-        namespaces.delete("larktry")
+        namespaces.delete(name)
 
 
 needs_8021q = pytest.mark.skipif(
