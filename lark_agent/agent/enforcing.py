@@ -44,7 +44,7 @@ class Enforcing:
 
     def concerns(self, holding: Holding) -> bool:
         """Tell whether more than the datapath has to know of a plan: that takes its time."""
-        return any(part.concerns(holding.plan) for part in self._parts)
+        return any(part.concerns(holding) for part in self._parts)
 
     def begin(self, holding: Holding) -> None:
         """Put a plan in force; raises LarkError and leaves nothing if it cannot be."""
@@ -53,7 +53,7 @@ class Enforcing:
             self._loopbacks.add(holding.sandbox.name, holding.launcher)
         with ExitStack() as on_failure:
             for part in self._parts:
-                if part.concerns(holding.plan):
+                if part.concerns(holding):
                     plan = part.begin(holding, plan)
                     on_failure.callback(part.end, holding)
             if is_counted(holding.sandbox.connectivity):
@@ -78,7 +78,7 @@ class Enforcing:
         plan = self._slot_plan(after)
         with ExitStack() as on_failure:
             for part in self._parts:
-                if part.concerns(after.plan) or part.concerns(before.plan):
+                if part.concerns(after) or part.concerns(before):
                     plan = part.change(before, after, plan)
                     on_failure.callback(part.change, after, before, plan)
             if is_counted(after.sandbox.connectivity):
@@ -88,14 +88,14 @@ class Enforcing:
     def adopt(self, holding: Holding) -> None:
         """Take over what an earlier agent put in force; what fails is logged, the job runs on."""
         for part in self._parts:
-            if part.concerns(holding.plan):
+            if part.concerns(holding):
                 self._try("adopt", part.adopt, holding)
 
     def end(self, *ended: Holding) -> None:
         """Take everything back after the last reading; what fails is logged."""
         for holding in ended:
             for part in reversed(self._parts):
-                if part.concerns(holding.plan):
+                if part.concerns(holding):
                     self._try("end", part.end, holding)
 
     def _try(self, doing: str, step: Callable[[Holding], None], holding: Holding) -> None:

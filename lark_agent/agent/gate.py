@@ -10,10 +10,8 @@ What has the launch key of a living attachment joins it; no word that it sends i
 the job itself may have written it. What the batch system only announces gets its sandbox before the
 job is there (`Purpose.PREPARE`), so that a refusal can be told in time.
 
-Refused are callers in another network namespace than the agent's (they are in a sandbox already, or
-in one they made: comparing namespaces cannot be raced as comparing pids could) or in the control
-group of a job that has no sandbox, and root, whom no sandbox can hold, unless it asks for a user.
-A caller that can enter no sandbox makes one after that check (`lark_agent.agent.own`).
+Who asks, and whether they may, is `lark_agent.agent.callers`. A caller that can enter no sandbox
+makes a namespace after that check (`lark_agent.agent.own`).
 """
 
 from __future__ import annotations

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from lark_agent.config import AgentSettings
     from lark_agent.datapath import SlotPlan
     from lark_agent.datapath.peers import RemoteJobs
-    from lark_agent.model import NetworkPlan
     from lark_agent.sandbox.holding import Holding
 
     Address = IPv4Address | IPv6Address
@@ -76,7 +75,7 @@ class Neighbours:
         self._kept: frozenset[Address] = frozenset()
         """Whom an earlier agent had heard of; the collector will tell again."""
         for holding in living:
-            if self.concerns(holding.plan):
+            if self.concerns(holding):
                 self._note(holding)
         if settings.addresses.pool and settings.collector.address:
             here = {address for jobs in self._here.values() for address in jobs}
@@ -85,9 +84,9 @@ class Neighbours:
 
     # Jobs of this worker
 
-    def concerns(self, plan: NetworkPlan) -> bool:
+    def concerns(self, holding: Holding) -> bool:
         """Tell whether the job has an address among others."""
-        return plan.connectivity in LAYER2
+        return holding.plan.connectivity in LAYER2
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """List the job; raises KernelError."""

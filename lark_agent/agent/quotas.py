@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from lark_agent.accounting.quotas import PoolKey
     from lark_agent.config import Quota
     from lark_agent.datapath import Datapath, SlotPlan
-    from lark_agent.model import NetworkPlan
     from lark_agent.sandbox.holding import Holding
 
 log = structlog.get_logger(__name__)
@@ -94,9 +93,9 @@ class Quotas:
 
     # Enforcement
 
-    def concerns(self, plan: NetworkPlan) -> bool:
+    def concerns(self, holding: Holding) -> bool:
         """Tell whether any quota holds."""
-        return bool(plan.quotas)
+        return bool(holding.plan.quotas)
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Charge a job to its entries; raises Unavailable, charging to none, if it cannot be."""

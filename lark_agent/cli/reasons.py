@@ -35,11 +35,11 @@ DROPS: dict[DropReason, tuple[str, str]] = {
         "the job must use the address it was given; look for virtual machines or raw sockets in it",
     ),
     DropReason.CLASS_DENIED: (
-        "packets to or from a destination class that the job's profile does not reach",
+        "packets of a destination class that the job does not reach (cut off: none)",
         "ask the site for another profile, or add the class to the profile's `reach`",
     ),
     DropReason.PEER_DENIED: (
-        "packets to or from another job on the same worker",
+        "packets to or from another job, of this worker or another",
         "the plans of both jobs must admit the other; ask for a profile with peers",
     ),
     DropReason.MARTIAN: (
@@ -51,7 +51,7 @@ DROPS: dict[DropReason, tuple[str, str]] = {
         "lark quota shows what is left; ask the site for more, or wait for the next period",
     ),
     DropReason.INBOUND_DENIED: (
-        "packets that came in unasked, or to a port that the job's profile does not open",
+        "packets that came in unasked, or at all where the profile's `inbound` is none",
         "ask the site for a profile with `inbound`, or open the connection from the job",
     ),
     DropReason.SERVICE_DENIED: (

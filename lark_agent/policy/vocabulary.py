@@ -19,6 +19,7 @@ import classad2
 from lark_agent.config import EVERYWHERE, NOTHING, QuotaAction, ports_of
 from lark_agent.model import (
     DEFAULT_CLASS,
+    DEFAULT_PRIORITY,
     LAYER2,
     UNSHAPED,
     Connectivity,
@@ -118,9 +119,11 @@ class Vocabulary:
 
     def bookable(self, plan: NetworkPlan) -> NetworkPlan:
         """Return a plan whose guarantee and queue this worker has; raises UnusableValue."""
-        if (plan.guarantee or plan.queue) and not self.uplink:
+        ranked = plan.priority != DEFAULT_PRIORITY
+        if (plan.guarantee or plan.queue or ranked) and not self.uplink:
             raise UnusableValue(
-                "guarantees and queues need [uplink] rate: nobody knows what there is to share"
+                "guarantees, queues and priorities need [uplink] rate: nobody knows what there is "
+                "to share"
             )
         for sure, most, word in _directions(plan.guarantee, self.uplink):
             if sure > most:
@@ -142,6 +145,7 @@ class Vocabulary:
             f"rate {rates_text(plan.rate)}": plan.rate,
             f"guarantee {rates_text(plan.guarantee)}": plan.guarantee,
             f"queue '{plan.queue}'": plan.queue,
+            f"priority {plan.priority}": plan.priority != DEFAULT_PRIORITY,
             f"quota '{', '.join(throttles)}', which throttles": throttles,
         }
         if names := ", ".join(name for name, wanted in asked.items() if wanted):

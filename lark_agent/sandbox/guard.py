@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lark_agent.datapath import Datapath
-    from lark_agent.model import NetworkPlan
     from lark_agent.sandbox.connectivity import Kind, Sandbox
     from lark_agent.sandbox.holding import Holding
 
@@ -61,9 +60,9 @@ class OnNetwork:
     def __init__(self, upkeep: Mapping[Kind, Upkeep]) -> None:
         self._upkeep = upkeep
 
-    def concerns(self, plan: NetworkPlan) -> bool:
+    def concerns(self, holding: Holding) -> bool:
         """Tell whether the job is on a network of the site."""
-        return plan.connectivity in LAYER2
+        return holding.plan.connectivity in LAYER2
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Say that the job has neighbours, and what keeps its addresses."""

@@ -35,8 +35,8 @@ class Holding:
 class Enforcement(Protocol):
     """One part of what puts plans in force. Belongs to the agent's kernel thread."""
 
-    def concerns(self, plan: NetworkPlan) -> bool:
-        """Tell whether a plan asks anything of this part; others cost nothing."""
+    def concerns(self, holding: Holding) -> bool:
+        """Tell whether a job's plan asks anything of this part; others cost nothing."""
         ...
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:

@@ -95,9 +95,9 @@ class HostJobs:
         if self._programs is not None:
             self._programs.close()
 
-    def concerns(self, plan: NetworkPlan) -> bool:
+    def concerns(self, holding: Holding) -> bool:
         """Tell whether a plan is for a job without a sandbox."""
-        return plan.connectivity is Connectivity.HOST
+        return holding.plan.connectivity is Connectivity.HOST
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Move the job into a group of its own. Raises Refused, and leaves nothing then."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from lark_agent.datapath import SlotPlan
-    from lark_agent.model import NetworkPlan, Port
+    from lark_agent.model import Port
     from lark_agent.sandbox.addressing import Addressing
     from lark_agent.sandbox.holding import Holding
 
@@ -83,11 +83,12 @@ class Openings:
     def expect(self, holdings: Iterable[Holding]) -> None:
         """Know what an earlier agent opened, before this one writes the table."""
         for holding in holdings:
-            if self.concerns(holding.plan):
+            if self.concerns(holding):
                 self._opened[holding.attachment_id] = _Opened(_elements(holding, self._numbers))
 
-    def concerns(self, plan: NetworkPlan) -> bool:
+    def concerns(self, holding: Holding) -> bool:
         """Tell whether a plan opens anything."""
+        plan = holding.plan
         return plan.inbound in _OPENING and plan.connectivity in _HERE and not plan.cut
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
@@ -140,7 +141,7 @@ class Openings:
     def _listed(self, holding: Holding) -> set[Port]:
         """Return the worker's own ports that a plan wants; raises Unavailable for others' ports."""
         plan, sandbox = holding.plan, holding.sandbox
-        if not self.concerns(plan) or plan.connectivity is not Connectivity.NAT:
+        if not self.concerns(holding) or plan.connectivity is not Connectivity.NAT:
             return set()
         wanted = set(plan.ports) if plan.inbound is Inbound.PORTS else set()
         first, last = self._numbers.block(0)[0], self._numbers.block(self._numbers.slots - 1)[1]

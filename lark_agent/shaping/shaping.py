@@ -78,12 +78,16 @@ class Shaping:
         }
         return cls(rates(settings.uplink.rate or 0), shares)
 
-    def concerns(self, plan: NetworkPlan) -> bool:
-        """Tell whether a plan's packets are to be held back."""
-        if plan.connectivity is Connectivity.NONE:
+    def concerns(self, holding: Holding) -> bool:
+        """Tell whether a job's packets are to be held back, if its sandbox has a link at all.
+
+        That of a plan without connectivity has one if the job uses services of the worker.
+        """
+        plan, connectivity = holding.plan, holding.sandbox.connectivity
+        if connectivity is Connectivity.NONE:
             return False
         wanted = bool(plan.rate or plan.guarantee or plan.queue)
-        return wanted or (bool(self._uplink) and plan.connectivity not in UNSHAPED)
+        return wanted or (bool(self._uplink) and connectivity not in UNSHAPED)
 
     def begin(self, holding: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Book the guarantee and make the job's classes."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.model import WORKER_CLASS, Connectivity, Count
-from tests.agent.worker import QUICK, drops, final, kill, python, until
+from tests.agent.worker import QUICK, drops, final, kill, python, until, wanted
 from tests.lab.filesystem import WRAPPERS
 from tests.lab.topology import CAMPUS, WORKER
 from tests.lab.world import Lab
@@ -28,20 +28,13 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes namespaces"),
 ]
 LOOPBACK, GATEWAY = "127.0.0.1", "100.98.0.1"
-PROFILES = "".join(
-    f"""
-[profiles.{name}]
-{settings}
-[[rules]]
-when = 'Want == "{name}"'
-profile = "{name}"
-"""
-    for name, settings in {
+PROFILES = wanted(
+    {
         "alone": 'connectivity = "none"',
         "public": 'connectivity = "routed"',
         "only6": 'ip = "ipv6"',
         "together": 'peers = "owner"\ninbound = "all"',
-    }.items()
+    }
 )
 CONFIG = QUICK.replace("slots = 4", "slots = 8") + PROFILES
 ROUTED6 = '[addresses]\nrouted6 = "2001:db8:7::/112"\n'

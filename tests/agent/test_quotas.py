@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.model import Count
+from tests.agent.test_change import change
 from tests.agent.worker import ONCE, QUICK, Talker, drops, final, kill, records, until
 from tests.lab.filesystem import STATE
 from tests.lab.topology import CAMPUS, INTERNET
@@ -103,6 +104,24 @@ for to in {[CAMPUS.ipv4, INTERNET.ipv4]}:
     record = final(lab, job.job_id)
     assert (sent(record).packets, sent(record, "other")) == (FITS, Count())
     assert drops(record)["quota"] == 600 - FITS
+
+
+def test_an_admin_gives_and_takes_a_quota(lab: Lab) -> None:
+    """What was sent before is not charged; the packet that would pass the limit is dropped."""
+    quota = worker('action = "cut-all"').replace('quotas = ["q"]\n', "")
+    lab.agent(quota)
+    talker = Talker(lab)
+    job = talker.job.job_id
+    talker.talk()
+    assert change(lab, job, "quotas=q").returncode == 0
+    for _ in range(3):
+        talker.talk()
+    assert change(lab, job, "quotas=none").returncode == 0
+    talker.talk()
+    talker.end()
+    record = final(lab, job)
+    assert sent(record).packets == 2 * ONCE.packets + FITS
+    assert drops(record) == {"quota": 3 * ONCE.packets - FITS}
 
 
 @pytest.mark.parametrize("direction", ["both", "sent"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.model import WORKER_CLASS, Connectivity, Count
-from tests.agent.worker import QUICK, drops, final, kill, python, until
+from tests.agent.worker import QUICK, drops, final, kill, python, until, wanted
 from tests.lab.filesystem import STATE
 from tests.lab.topology import CAMPUS, WORKER
 from tests.lab.world import PROGRAMS, Lab
@@ -42,20 +42,14 @@ CONFIG = (
     QUICK.replace("slots = 4", "slots = 8")
     + SERVICES
     + '[addresses]\nrouted4 = "198.18.7.0/24"\nrouted6 = "2001:db8:7::/112"\n'
-    + "".join(
-        f"""
-[profiles.{name}]
-{settings}
-[[rules]]
-when = 'Want == "{name}"'
-profile = "{name}"
-"""
-        for name, settings in {
+    + wanted(
+        {
             "proxy-only": 'services = ["proxy"]',
             "nothing-of-it": "services = []",
             "no-network": 'connectivity = "none"\nservices = ["license", "proxy"]',
+            "slow": 'connectivity = "none"\nservices = ["license"]\nrate = "8 Mbit/s"',
             "public": 'connectivity = "routed"',
-        }.items()
+        }
     )
 )
 # argv: ADDRESS,PROTOCOL,PORT. Tells whoever asks where it sees them come from.
@@ -256,6 +250,15 @@ def test_services_without_a_network(world: Lab) -> None:
     assert set(drops(record)) == {"service-denied", "class-denied"}
     names = world.job(["getent", "ahosts", "server.campus.test"], ad={"Want": "no-network"})
     assert names.status != 0
+
+
+def test_a_rate_holds_for_a_job_with_nothing_but_services(world: Lab) -> None:
+    """Two megabytes at 8 Mbit/s take two seconds, though the worker itself serves them."""
+    job = world.start_job(python(BULK.replace("30000000", "2000000")), ad={"Want": "slow"})
+    done = job.result()
+    assert done.status == 0, done.stderr
+    assert done.seconds > 1.5
+    assert final(world, job.job_id).usage.received.bytes > 2_000_000
 
 
 class Asker:

@@ -343,7 +343,9 @@ def test_jobs_on_a_bridge_are_shaped(on_a_site: Lab) -> None:  # noqa: F811  the
 
 
 @pytest.mark.parametrize(
-    "setting", ['rate = "8 Mbit/s"', 'quotas = ["q"]'], ids=["rate", "quota-that-throttles"]
+    "setting",
+    ['rate = "8 Mbit/s"', "priority = 0", 'quotas = ["q"]'],
+    ids=["rate", "priority", "quota-that-throttles"],
 )
 def test_a_rate_where_nothing_can_hold_it_is_found_at_start(
     on_a_site: Lab,  # noqa: F811  the fixture

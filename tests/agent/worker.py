@@ -17,7 +17,7 @@ from lark_agent.model import Count
 from tests.lab.topology import CAMPUS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from lark_agent.model import Record
@@ -71,6 +71,20 @@ def times(count: Count, number: int) -> Count:
 def python(code: str, *arguments: str) -> list[str]:
     """Return the command that runs a program text."""
     return ["/usr/bin/python3", "-I", "-S", "-c", code, *arguments]
+
+
+def wanted(profiles: Mapping[str, str]) -> str:
+    """Configure profiles, one of which a job picks by `Want` in its ad."""
+    return "".join(
+        f"""
+[profiles.{name}]
+{settings}
+[[rules]]
+when = 'Want == "{name}"'
+profile = "{name}"
+"""
+        for name, settings in profiles.items()
+    )
 
 
 def until(true: Callable[[], Any], what: str, timeout: float = PATIENCE_SECONDS) -> Any:

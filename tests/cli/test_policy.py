@@ -146,6 +146,7 @@ def test_requests_and_the_callout_are_among_those_who_say(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A callout's profile takes back what rules said; a job's request has the last word."""
+    (site / "agent.toml").write_text(f'{SITE}[uplink]\nrate = "1 Gbit/s"\n')
     (site / "answer").write_text('Profile = "nat"\nPriority = 2\n')
     (site / "job.ad").write_text(JOB + 'IPProtocol = "IPv6"\n')
     assert lark.status(explain(site, "--answer", str(site / "answer"))) == 0

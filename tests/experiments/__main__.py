@@ -1,6 +1,6 @@
-"""`make experiments`: run LARK's four experiments, write the data, draw the figures, judge.
+"""`make experiments`: run LARK's four experiments and one more, write data, draw figures, judge.
 
-    python -m tests.experiments [shares] [groups] [priority] [limits] [--to build/experiments]
+    python -m tests.experiments [shares] [groups] [priority] [limits] [latency] [--to DIRECTORY]
 
 Of each experiment NAME there are NAME.csv (every point of every curve), NAME.svg and NAME.png, and
 results.json has all of it with the machine it ran on. $EXPERIMENTS_BYTES is the size of the upload
@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.experiments import figures, groups, limits, priority, shares
+from tests.experiments import figures, groups, latency, limits, priority, shares
 from tests.experiments.results import Outcome, table
 from tests.lab.process import LabError
 
@@ -33,6 +33,7 @@ EXPERIMENTS: dict[str, Callable[[], Outcome]] = {
     "groups": groups.run,
     "priority": lambda: priority.run(BYTES),
     "limits": limits.run,
+    "latency": latency.run,
 }
 
 

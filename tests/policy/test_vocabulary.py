@@ -246,10 +246,11 @@ def test_a_guarantee_that_its_queue_never_has_is_found(rule: str, found: bool) -
 
 
 def test_a_worker_without_a_rate_has_nothing_to_guarantee() -> None:
-    """Guarantees, queues and a bound for requests are found at load; computed ones at the job."""
+    """Guarantees, queues, ranks and a bound for requests are found at load; computed at the job."""
     for text, key in (
         ('[profiles.p]\nguarantee = "1 Mbit/s"', "profiles.p"),
         ('[queues.q]\nrate = "1 Mbit/s"\n[profiles.p]\nqueue = "q"', "profiles.p"),
+        ("[profiles.p]\npriority = 0", "profiles.p"),
         ("[[rules]]\nwhen = 'true'\nset = { guarantee = '5' }", "rules[1].set.guarantee"),
         ('[requests]\nbandwidth = "5 Mbit/s"', "requests.bandwidth"),
     ):

@@ -69,7 +69,7 @@ class Seat:
         holding = self.holding(replace(PLAN, **settings))  # type: ignore[arg-type]  # fields by name
         plan = (
             shaping.begin(holding, self._slot_plan)
-            if shaping.concerns(holding.plan)
+            if shaping.concerns(holding)
             else self._slot_plan
         )
         self.datapath.activate(self.slot, plan)

@@ -211,7 +211,7 @@ def test_an_unshaped_job_costs_nothing(seats: list[Seat], stack: ExitStack) -> N
     """Without rates there is no device, class or filter."""
     shaping = shaper(stack)
     holding = seats[0].holding(seats[0].begin(shaping).plan)
-    assert not shaping.concerns(holding.plan)
+    assert not shaping.concerns(holding)
     present = {name for _, name in socket.if_nameindex()}
     assert not present & {name for name, _ in DEVICES.values()}
 
