@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from lark_agent.cli.lean import load_less
 from lark_agent.config import AGENT_FILE, AgentSettings, load
 from lark_agent.errors import LarkError
 from lark_agent.hooks.install import DIRECTORY
@@ -46,8 +47,7 @@ def run(file: Path | None, *, verbose: bool) -> None:
     Example:
       lark-agent run --config /etc/lark/agent.toml
     """
-    # structlog would load rich to draw tracebacks: 4 MB that a service has no use for
-    sys.modules["rich"] = None  # type: ignore[assignment]  # makes its import fail
+    load_less()
     from lark_agent.linux import log  # noqa: PLC0415  --help stays fast
 
     settings = load(AgentSettings, file, AGENT_FILE)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute
 
 from lark_agent.datapath import bcc_child
 from lark_agent.datapath.attach import attach_programs

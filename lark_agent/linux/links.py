@@ -11,7 +11,7 @@ import os
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Any
 
-from pyroute2 import IPRoute
+from pyroute2.iproute import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from lark_agent.errors import KernelError
