@@ -4,6 +4,9 @@ One row per attachment holds its latest cumulative record and the number of the 
 collector acknowledged; what was not acknowledged yet is the outbox. Beside it stand samples (for
 usage over time) and hourly shares (for totals); `lark_agent.accounting.answers` reads them.
 
+How much the collector's store said it has of this worker (`lark_agent.accounting.marks`) is kept
+with what it confirmed. When it has less one day, nothing counts as confirmed any more.
+
 Durability: beginning an attachment commits without waiting for the disk (write-ahead log, survives
 the agent's death; a power cut loses at most the jobs begun since the last pass), because a job
 waits for it. Every sampling pass and every final record waits for the disk. All methods block
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lark_agent.accounting.marks import Mark
 from lark_agent.accounting.questions import hour_shares
 from lark_agent.errors import StoreError
 from lark_agent.model import NetworkPlan, Record
@@ -71,6 +75,7 @@ CREATE TABLE IF NOT EXISTS hours (
     cost INTEGER NOT NULL DEFAULT 0,
     PRIMARY KEY (hour_ns, attachment_id, traffic_class)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS mark (store TEXT NOT NULL, number INTEGER NOT NULL);
 """
 _INDEX_OF_LAUNCHES = """
 CREATE INDEX IF NOT EXISTS launches ON attachments (launch_key) WHERE launch_key != ''
@@ -278,14 +283,34 @@ class Journal:
             ).fetchone()
         return int(count)
 
-    def acknowledge(self, records: Sequence[Record]) -> None:
+    def resume(self, mark: Mark) -> int:
+        """Compare what the collector says it has with what it said; returns what to send again.
+
+        That is the number of records, if it has lost any: then all count as unacknowledged.
+        """
+        with self._reading():
+            row = self._db.execute("SELECT store, number FROM mark").fetchone()
+        lost = mark.has_lost(Mark(int(row[0]), row[1]) if row else None)
+        with self._transaction("note the collector's mark in", wait_for_disk=False):
+            self._put_mark(mark)
+            if not lost:
+                return 0
+            return self._db.execute("UPDATE attachments SET acknowledged = -1").rowcount
+
+    def acknowledge(self, records: Sequence[Record], mark: Mark) -> None:
         """Remember that the collector has these records; losing this only repeats a send."""
         with self._transaction("note acknowledgements in", wait_for_disk=False):
+            self._put_mark(mark)
             self._db.executemany(
                 "UPDATE attachments SET acknowledged = max(acknowledged, ?) "
                 "WHERE attachment_id = ?",
                 [(record.sequence, record.attachment_id) for record in records],
             )
+
+    def _put_mark(self, mark: Mark) -> None:
+        self._db.execute("DELETE FROM mark")
+        # as text: an identity may have all 64 bits, SQLite's integers are signed
+        self._db.execute("INSERT INTO mark VALUES (?, ?)", (str(mark.store), mark.number))
 
     def prune(self, before_ns: int, *, unacknowledged_too: bool) -> None:
         """Forget final attachments that ended before a time, not yet reported ones if told so."""

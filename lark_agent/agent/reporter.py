@@ -3,7 +3,8 @@
 The journal is the queue: a batch of unacknowledged records is read from it, sent, and marked when
 the collector says that it is durable there. Records are cumulative and keyed, so a lost
 acknowledgement costs one repetition. A collector that is down, slow or refuses is tried again with
-growing pauses; jobs do not notice and nothing is lost.
+growing pauses; jobs do not notice and nothing is lost. One that has less than it acknowledged (a
+backup was restored) is sent everything again that the journal still has.
 
 The same stream carries what this worker claims of shared quotas (`lark_agent.agent.metering`), and
 the grants; a claim goes before the next batch.
@@ -14,11 +15,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
 import structlog
 
+from lark_agent.accounting.marks import Mark
 from lark_agent.errors import RemoteError
 from lark_agent.rpc.convert import record_to_wire
 from lark_agent.rpc.convert_quotas import claim_to_wire, grant_from_wire
@@ -109,6 +112,14 @@ class Reporter:
         log.info("reporting", collector=self._address, version=answer.welcome.version)
         self.state = "connected"
         self._leasing = answer.welcome.leases
+        store = answer.welcome.store
+        mark = Mark(store, answer.welcome.mark)
+        again = await self._in_journal(lambda: self._journal.resume(mark))
+        if again:
+            log.warning(
+                "the collector lost what it had acknowledged; sending all again that is kept here",
+                collector=self._address, records=again,
+            )  # fmt: skip
         number = 0
         while True:
             number = await self._lease(call, number)
@@ -120,9 +131,10 @@ class Reporter:
             number += 1
             batch = report_pb2.Batch(number=number, records=map(record_to_wire, records))
             await call.write(report_pb2.WorkerMessage(batch=batch))
-            while (await _read(call)).acknowledgement.number < number:
+            while (answer := await _read(call)).acknowledgement.number < number:
                 pass
-            await self._in_journal(lambda records=records: self._journal.acknowledge(records))  # type: ignore[misc]  # bound as a default
+            mark = Mark(store, answer.acknowledgement.mark)
+            await self._in_journal(partial(self._journal.acknowledge, records, mark))
 
     async def _lease(self, call: _Call, number: int) -> int:
         """State the leases that want it and take the grants; returns the last message's number."""

@@ -36,6 +36,7 @@ from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from lark_agent.accounting.marks import Mark
     from lark_agent.collector.directory import Directory
     from lark_agent.collector.writer import Writer
     from lark_agent.model import Record
@@ -74,9 +75,12 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
     ) -> AsyncIterator[report_pb2.CollectorMessage]:
         """Carry one worker's stream from hello to its end."""
         worker = await self._hello(request_iterator, context)
-        yield report_pb2.CollectorMessage(
-            welcome=report_pb2.Welcome(protocol=PROTOCOL, version=self._version, leases=True)
-        )
+        mark = await self._mark(worker, context)
+        welcome = report_pb2.Welcome(
+            protocol=PROTOCOL, version=self._version, leases=True,
+            store=mark.store, mark=mark.number,
+        )  # fmt: skip
+        yield report_pb2.CollectorMessage(welcome=welcome)
         bound = log.bind(worker=worker, peer=context.peer())
         bound.info("worker reports")
         try:
@@ -159,21 +163,29 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
             if message.WhichOneof("kind") == "claims":
                 return await self._settle(worker, message.claims)
             records = await asyncio.to_thread(_records, worker, message)
-            await self._writer.write(records)
+            mark = await self._writer.write(records)
             self._directory.take(records)
-            answer = report_pb2.Acknowledgement(number=message.batch.number)
+            answer = report_pb2.Acknowledgement(number=message.batch.number, mark=mark)
             return report_pb2.CollectorMessage(acknowledgement=answer)
         except InvalidRecord as error:
             log.warning("refused a batch", worker=worker, error=str(error))
             await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except StoreError as error:
-            self._on_failure()
-            code = (
-                grpc.StatusCode.RESOURCE_EXHAUSTED
-                if isinstance(error, StoreFullError)
-                else grpc.StatusCode.UNAVAILABLE
-            )
-            await _end(context, code, f"not stored: {error}")
+            await self._unwell(error, context)
+
+    async def _mark(self, worker: str, context: grpc.aio.ServicerContext[Any, Any]) -> Mark:
+        try:
+            return await self._writer.mark(worker)
+        except StoreError as error:
+            await self._unwell(error, context)
+
+    async def _unwell(
+        self, error: StoreError, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> NoReturn:
+        self._on_failure()
+        full = isinstance(error, StoreFullError)
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.UNAVAILABLE
+        await _end(context, code, f"not stored: {error}")
 
     async def _settle(self, worker: str, message: report_pb2.Claims) -> report_pb2.CollectorMessage:
         if len(message.claims) > MAX_BATCH:

@@ -8,7 +8,8 @@ samples  attachment, sequence           cumulative sent and received: usage over
 hours    hour, attachment, class        what moved then: every total is a sum over these rows
 pools    quota, subject, period         what of a shared quota is granted and used
 leases   lease                          what one worker holds of a pool
-meta     name                           the schema's version, the time of the last write probe
+workers  worker                         its mark: how many batches of it were stored
+meta     name                           schema's version, store's identity, last write probe
 ======== ============================== ============================================================
 
 A record's usage is JSON in one column: it is only ever read whole, with its record; whatever is
@@ -24,6 +25,7 @@ between databases is in this module. One collector writes to a store.
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +39,7 @@ from lark_agent.errors import ConfigurationError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-VERSION = 3
+VERSION = 4
 """Of the tables below; a store with a higher one is refused, one with a lower one is converted."""
 BUSY_SECONDS = 5
 """How long to wait for another process (a backup, an admin's shell) that holds the database."""
@@ -112,6 +114,14 @@ HOURS = sql.Table(
     _text("traffic_class", primary_key=True),
     *(_number(name) for name in COUNTS),
     _number("cost", server_default="0"),  # since version 3
+    sqlite_with_rowid=False,
+)
+
+WORKERS = sql.Table(
+    "workers",  # since version 4
+    TABLES,
+    _text("worker", primary_key=True),
+    _number("mark"),
     sqlite_with_rowid=False,
 )
 
@@ -211,6 +221,7 @@ def _prepare(engine: sql.Engine, name: str) -> None:
             TABLES.create_all(connection)
             connection.execute(sql.insert(META).values(name="schema", value=VERSION))
             connection.execute(sql.insert(META).values(name="probed_ns", value=0))
+            _give_identity(connection)
         elif version < VERSION:
             _convert(connection, version)
 
@@ -224,9 +235,17 @@ def _convert(connection: sql.Connection, version: int) -> None:
     for column in (each for since in added if since > version for each in added[since]):
         text = sql.schema.CreateColumn(column).compile(connection)
         connection.exec_driver_sql(f"ALTER TABLE {column.table.name} ADD COLUMN {text}")
-    TABLES.create_all(connection, [POOLS, LEASES])
+    TABLES.create_all(connection, [POOLS, LEASES, WORKERS])
+    if version < 4:
+        _give_identity(connection)
     stated = sql.update(META).where(META.c.name == "schema")
     connection.execute(stated.values(value=VERSION))
+
+
+def _give_identity(connection: sql.Connection) -> None:
+    """Make this store one that is no other (`lark_agent.accounting.marks`)."""
+    number = 1 + secrets.randbelow(2**63 - 1)
+    connection.execute(sql.insert(META).values(name="identity", value=number))
 
 
 @contextmanager

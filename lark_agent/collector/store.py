@@ -8,6 +8,9 @@ commit the hours of an attachment sum to exactly its record.
 Three things cannot be and are refused, batch by batch: another worker's attachment, cumulative
 counters that fall, and a class that vanishes. They are judged in memory before the first row is
 written, so that one worker's bad batch costs the others in the same transaction nothing.
+
+Each batch that is taken moves its worker's mark, in the same transaction
+(`lark_agent.accounting.marks`).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sql
 
+from lark_agent.accounting.marks import Mark
 from lark_agent.accounting.questions import HourShare, hour_shares
 from lark_agent.collector.rows import CHANGING, counts_of, record_of, row_of, sample_row_of
 from lark_agent.collector.schema import (
@@ -24,6 +28,7 @@ from lark_agent.collector.schema import (
     META,
     RECORDS,
     SAMPLES,
+    WORKERS,
     store_errors,
     transaction,
     upsert,
@@ -48,8 +53,20 @@ class Store:
     def __init__(self, engine: sql.Engine) -> None:
         self._engine = engine
 
-    def apply(self, batches: Sequence[Batch]) -> list[InvalidRecord | None]:
-        """Make all batches durable in one transaction; return for each None or why it was refused.
+    def mark(self, worker: str) -> Mark:
+        """Return how much of a worker is here; from any thread. Raises StoreError."""
+        with (
+            store_errors("read a worker's mark"),
+            transaction(self._engine, write=False) as connection,
+        ):
+            identity = connection.scalar(sql.select(META.c.value).where(META.c.name == "identity"))
+            number = connection.scalar(sql.select(WORKERS.c.mark).where(WORKERS.c.worker == worker))
+        return Mark(identity or 0, number or 0)
+
+    def apply(self, batches: Sequence[Batch]) -> list[InvalidRecord | int]:
+        """Make all batches durable in one transaction.
+
+        Returns for each its worker's mark with it (0 of an empty batch), or why it was refused.
 
         Raises StoreError, and then nothing of them is stored.
         """
@@ -60,9 +77,12 @@ class Store:
         ):
             known = _known(connection, {r.attachment_id for batch in batches for r in batch})
             changes = _Changes(known)
-            verdicts = [changes.take(batch) for batch in batches]
+            refusals = [changes.take(batch) for batch in batches]
             changes.write(connection)
-        return verdicts
+            return [
+                refusal or (_move_mark(connection, batch[0].worker) if batch else 0)
+                for refusal, batch in zip(refusals, batches, strict=True)
+            ]
 
     def probe(self, now_ns: int) -> None:
         """Write one row, to learn whether the store takes any; raises StoreError."""
@@ -130,6 +150,16 @@ class _Changes:
                 for (hour, key, name), (sent, received, cost) in self._booked.items()
             ]
             connection.execute(upsert(HOURS, added=(*COUNTS, "cost")), shares)
+
+
+def _move_mark(connection: sql.Connection, worker: str) -> int:
+    row = {"worker": worker, "mark": 1}
+    connection.execute(upsert(WORKERS, added=("mark",)), row)
+    return int(
+        connection.execute(
+            sql.select(WORKERS.c.mark).where(WORKERS.c.worker == worker)
+        ).scalar_one()
+    )
 
 
 def _known(connection: sql.Connection, ids: set[str]) -> dict[str, Record]:

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from lark_agent.accounting.leases import Grant
+    from lark_agent.accounting.marks import Mark
     from lark_agent.collector.ledger import Ledger
     from lark_agent.collector.store import Batch, Store
 
-    Outcome: TypeAlias = LarkError | Sequence[Grant] | None
+    Outcome: TypeAlias = LarkError | Sequence[Grant] | int | None
 
 GROUP_RECORDS = 20_000
 """A transaction takes no further batch from here on, so that no stream waits long."""
@@ -61,12 +62,17 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="store writer", daemon=True)
         self._thread.start()
 
-    async def write(self, batch: Batch) -> None:
-        """Return when the batch is durable; raises InvalidRecord or StoreError.
+    async def write(self, batch: Batch) -> int:
+        """Return the worker's mark when the batch is durable; raises InvalidRecord or StoreError.
 
         An empty batch writes a probe row instead: the way to learn whether the store is well.
         """
-        await self._queued(batch)
+        mark: int = await self._queued(batch)
+        return mark
+
+    async def mark(self, worker: str) -> Mark:
+        """Return how much of a worker the store has; raises StoreError."""
+        return await asyncio.to_thread(self._store.mark, worker)
 
     async def settle(self, claims: WorkerClaims) -> Sequence[Grant]:
         """Return the grants for a worker's claims when they are durable; raises as `write`."""

@@ -10,6 +10,7 @@ import pytest
 
 from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.journal import Journal, Launch, Process
+from lark_agent.accounting.marks import Mark
 from lark_agent.accounting.questions import HOUR_NS, GroupBy, JobFilter
 from lark_agent.errors import StoreError
 from lark_agent.model import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PLAN = NetworkPlan("nat", Connectivity.NAT)
 HERE = Launch(members=(Process(4711, 12345, "boot-1"),))
+MARK = Mark(77, 1)
 START = 1_700_000_000 * 10**9
 
 
@@ -112,12 +114,31 @@ def test_the_outbox_holds_what_the_collector_does_not_have(path: Path) -> None:
     journal.begin(first, HERE, PLAN)
     journal.begin(other, HERE, PLAN)
     assert journal.count_unacknowledged() == 2
-    journal.acknowledge([first])
+    journal.acknowledge([first], MARK)
     assert journal.unacknowledged(10) == [other]
     newer = moved(first, 1, 1, 1)
     journal.save([newer])
-    journal.acknowledge([first])  # a late, repeated acknowledgement
+    journal.acknowledge([first], MARK)  # a late, repeated acknowledgement
     assert journal.unacknowledged(10) == [newer, other]
+
+
+@pytest.mark.parametrize(
+    ("told", "again"),
+    [(Mark(77, 4), 0), (Mark(77, 5), 0), (Mark(77, 3), 2), (Mark(78, 9), 2), (Mark(0, 0), 0)],
+)
+def test_a_store_that_has_less_is_sent_everything_again(path: Path, told: Mark, again: int) -> None:
+    """A lower mark or another identity empties what counts as confirmed, once."""
+    journal = Journal(path)
+    both = [record(), record("bob", START + 1, "2.0")]
+    for each in both:
+        journal.begin(each, HERE, PLAN)
+    assert journal.resume(Mark(77, 3)) == 0  # nothing was confirmed by any store yet
+    journal.acknowledge(both, Mark(77, 4))
+    journal.close()
+    journal = Journal(path)
+    assert journal.resume(told) == again
+    assert journal.unacknowledged(10) == (both if again else [])
+    assert journal.resume(told) == 0
 
 
 def test_pruning_spares_what_runs_and_what_is_not_reported(path: Path) -> None:
@@ -130,7 +151,7 @@ def test_pruning_spares_what_runs_and_what_is_not_reported(path: Path) -> None:
     journal.save([last])
     journal.prune(START + 3, unacknowledged_too=False)
     assert journal.count_unacknowledged() == 2
-    journal.acknowledge([last])
+    journal.acknowledge([last], MARK)
     journal.prune(START + 3, unacknowledged_too=False)
     answers = Answers(path)
     assert [r.job.owner for r in answers.list_jobs(JobFilter(), None, 10, "")] == ["alice"]

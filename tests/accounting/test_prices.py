@@ -81,8 +81,8 @@ def test_totals_add_up_what_jobs_cost(tmp_path: Path, kind: str) -> None:
         source = Answers(tmp_path / "journal.sqlite")
     else:
         engine = open_engine(f"sqlite:///{tmp_path}/usage.sqlite")
-        for step in steps:
-            assert Store(engine).apply([(step,)]) == [None]
+        for number, step in enumerate(steps, 1):
+            assert Store(engine).apply([(step,)]) == [number]
         source = CollectorAnswers(engine)
     (kept,) = source.list_jobs(JobFilter(), None, 10, "")
     assert kept == steps[-1]

@@ -35,6 +35,7 @@ interval_seconds = 1
 slots = 16
 ready = 3
 """
+STORE = "/var/lib/lark-collector/usage.sqlite"
 # argv: what it does wrong
 STAND_IN = """
 import sys, time
@@ -73,8 +74,8 @@ def send_once(lab: Lab, number: int = 1) -> dict[str, int]:
     return {talker.job.job_id: ONCE.bytes for talker in talkers}
 
 
-def collected(lab: Lab, wanted: Mapping[str, int]) -> None:
-    """Wait until the collector has every job once and final, with the bytes that were sent."""
+def finals(lab: Lab, wanted: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Wait until the collector has all these jobs' final records; returns what it has."""
 
     def listed() -> list[dict[str, Any]] | None:
         text = lab.run(["lark", "jobs", "--limit", "0", "--json"], check=False).stdout
@@ -82,7 +83,13 @@ def collected(lab: Lab, wanted: Mapping[str, int]) -> None:
         done = {job["job_id"] for job in jobs if job["final"]}
         return jobs if done >= wanted.keys() else None
 
-    jobs = until(listed, "final records in the collector", 70)
+    found: list[dict[str, Any]] = until(listed, "final records in the collector", 70)
+    return found
+
+
+def collected(lab: Lab, wanted: Mapping[str, int]) -> None:
+    """Wait until the collector has every job once and final, with the bytes that were sent."""
+    jobs = finals(lab, wanted)
     assert len(jobs) == len(wanted)
     assert {job["job_id"]: job["sent"]["bytes"] for job in jobs} == wanted
     usage = json.loads(lab.run(["lark", "usage", "--by", "worker", "--json"]).stdout)
@@ -116,6 +123,31 @@ def test_a_collector_restarted_in_the_middle(lab: Lab) -> None:
     jobs |= send_once(lab)
     running.end()
     collected(lab, {**jobs, running.job.job_id: ONCE.bytes})
+
+
+@pytest.mark.parametrize("kept", ["an hour ago", "nothing"])
+def test_a_collector_that_lost_what_it_acknowledged(lab: Lab, kept: str) -> None:
+    """Restored from a backup, or with a new store: it is sent all again, and has each job once."""
+    collector = lab.collector()
+    agent = lab.agent(CONFIG)
+    running = Talker(lab)
+    running.talk()
+    jobs = send_once(lab)
+    finals(lab, jobs)
+    assert "lost what it had acknowledged" not in agent.stderr
+    lab.run(["sqlite3", STORE, ".backup /tmp/backup"])
+    jobs |= send_once(lab)
+    finals(lab, jobs)
+    collector.signal(9)
+    collector.wait()
+    lab.run(["sh", "-c", f"rm {STORE}*"])
+    if kept == "an hour ago":
+        lab.run(["mv", "/tmp/backup", STORE])
+    lab.collector()
+    running.end()
+    jobs[running.job.job_id] = ONCE.bytes
+    collected(lab, jobs)
+    until(lambda: "lost what it had acknowledged" in agent.stderr, "a word about it", 10)
 
 
 def test_a_collector_that_never_acknowledges(lab: Lab) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
+    from lark_agent.accounting.marks import Mark
     from lark_agent.collector.store import Batch, Store
     from lark_agent.model import Record
 
@@ -244,6 +245,9 @@ class Failing:
 
     def __init__(self, store: Store, *failures: Exception) -> None:
         self._store, self._failures = store, list(failures)
+
+    def mark(self, worker: str) -> Mark:
+        return self._store.mark(worker)
 
     def apply(self, batches: list[Batch]) -> Any:
         if self._failures:

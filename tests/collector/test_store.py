@@ -49,7 +49,8 @@ def answers(opened: tuple[sql.Engine, Store, Answers]) -> Answers:
 
 
 def put(store: Store, *records: Record) -> None:
-    assert store.apply([records]) == [None]
+    (mark,) = store.apply([records])
+    assert isinstance(mark, int)
 
 
 def kept(answers: Answers) -> list[Record]:
@@ -150,14 +151,15 @@ def test_an_impossible_batch_costs_only_itself(
     put(store, first)
     before = contents(engine)
     bad = (record(2), spoil(later(first, {"other": 200, "campus": 60})))
-    verdict, none = store.apply([bad, ()])
+    verdict, nothing = store.apply([bad, ()])
     assert says in str(verdict)
-    assert none is None
+    assert nothing == 0
     assert contents(engine) == before
     good = (record(3),)
-    verdict, none = store.apply([bad, good])
+    verdict, mark = store.apply([bad, good])
     assert says in str(verdict)
-    assert none is None
+    assert mark == 2, "a refused batch moved the mark"
+    assert store.mark("w1").number == 2
     assert [r.slot for r in kept(answers)] == [3, 1]
 
 
@@ -367,7 +369,7 @@ def test_a_new_store_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     assert "u.sqlite-wal" in modes
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_older_schema_is_converted(tmp_path: Path, version: int) -> None:
     """A store of an older version keeps its records and totals, and takes new ones."""
     engine, store, _ = open_store(tmp_path / "u.sqlite")
@@ -384,25 +386,28 @@ def test_an_older_schema_is_converted(tmp_path: Path, version: int) -> None:
     put(store, old)
     engine.dispose()
     with sqlite3.connect(tmp_path / "u.sqlite") as raw:
-        for column in (
-            "network",
-            "cost",
-            "changes",
-            "peers",
-            *(("ipv4", "ipv6") if version == 1 else ()),
-        ):
-            raw.execute(f"ALTER TABLE records DROP COLUMN {column}")
-        raw.execute("ALTER TABLE hours DROP COLUMN cost")
-        for table in ("pools", "leases"):
-            raw.execute(f"DROP TABLE {table}")
+        raw.execute("DROP TABLE workers")
+        raw.execute("DELETE FROM meta WHERE name = 'identity'")
+        columns = ["records.network", "records.cost", "records.changes", "records.peers",
+                   "hours.cost"] if version < 3 else []  # fmt: skip
+        columns += ["records.ipv4", "records.ipv6"] if version < 2 else []
+        for table, column in (name.split(".") for name in columns):
+            raw.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        if version < 3:
+            raw.execute("DROP TABLE pools")
+            raw.execute("DROP TABLE leases")
         raw.execute(f"UPDATE meta SET value = {version} WHERE name = 'schema'")
     raw.close()
+    marks = []
     for _ in range(2):  # what is converted is not converted again
         engine, store, answers = open_store(tmp_path / "u.sqlite")
         put(store, new)
         assert sorted(kept(answers), key=lambda r: r.attachment_id) == [old, new]
         assert answers.totals([], EVERYTHING, None).rows[0].sent.bytes == 500
+        marks.append(store.mark("w1"))
         engine.dispose()
+    assert [mark.number for mark in marks] == [1, 2]
+    assert marks[0].store == marks[1].store > 0
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
@@ -412,7 +417,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "u.sqlite") as raw:
         raw.execute("UPDATE meta SET value = 99 WHERE name = 'schema'")
     raw.close()
-    with pytest.raises(StoreError, match=r"schema 99; this lark-collector knows 3"):
+    with pytest.raises(StoreError, match=r"schema 99; this lark-collector knows 4"):
         open_engine(f"sqlite:///{tmp_path}/u.sqlite")
 
 
