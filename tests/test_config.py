@@ -148,6 +148,8 @@ def test_wrong_types_are_refused(text: str, line: str) -> None:
         ("[accounting]\ninterval_seconds = 0.5", "accounting.interval_seconds"),
         ("[accounting]\nhistory_days = inf", "accounting.history_days"),
         ("[accounting]\nhistory_days = -1", "accounting.history_days"),
+        ('[accounting]\njournal_size = "4 apples"', "accounting.journal_size"),
+        ('[accounting]\njournal_size = "1 kB"', "accounting.journal_size"),
         ('[addresses]\nipv4 = "10.0.0.1/8"', "addresses.ipv4"),
         ('[addresses]\nipv4 = "10.0.0.0/24"', "addresses.ipv4"),
         ('[addresses]\nipv4 = "0.0.0.0/0"', "addresses.ipv4"),

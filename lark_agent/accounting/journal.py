@@ -24,6 +24,7 @@ import msgspec
 
 from lark_agent.accounting.marks import Mark
 from lark_agent.accounting.questions import hour_shares
+from lark_agent.accounting.room import Room, forget
 from lark_agent.errors import StoreError
 from lark_agent.model import NetworkPlan, Record
 
@@ -37,6 +38,7 @@ SCHEMA_VERSION = 4
 CACHE_KIB = 256
 """SQLite keeps 2 MB a connection unless told otherwise; the page cache of the kernel does."""
 
+# Attachments have row numbers: in a table without them, a row of a kilobyte fills two pages.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS attachments (
     attachment_id TEXT PRIMARY KEY,
@@ -56,7 +58,7 @@ CREATE TABLE IF NOT EXISTS attachments (
     plan BLOB,
     launch BLOB,
     launch_key TEXT NOT NULL DEFAULT ''
-) WITHOUT ROWID;
+);
 CREATE INDEX IF NOT EXISTS outbox ON attachments (attachment_id) WHERE acknowledged < sequence;
 CREATE INDEX IF NOT EXISTS living ON attachments (attachment_id) WHERE final = 0;
 CREATE TABLE IF NOT EXISTS samples (
@@ -117,9 +119,9 @@ class Living:
 
 
 class Journal:
-    """An open journal."""
+    """An open journal; of `size` bytes at most (0: any), `reports`: what ends must be reported."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size: int = 0, *, reports: bool = True) -> None:
         self._path = path
         self._waits_for_disk = True
         try:
@@ -147,6 +149,7 @@ class Journal:
                 self._db.execute("ALTER TABLE hours ADD COLUMN cost INTEGER NOT NULL DEFAULT 0")
             self._db.execute(_INDEX_OF_LAUNCHES)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            self._room = Room(self._db, size, reports=reports)
         except (sqlite3.Error, OSError) as error:
             raise self._failed("opening", error) from error
 
@@ -158,6 +161,7 @@ class Journal:
         """Remember a new attachment, without waiting for the disk."""
         first = launch.members[0] if launch.members else launch.holder
         assert first is not None
+        self._check_room()
         with self._transaction("begin an attachment in", wait_for_disk=False):
             self._put(None, record, first)
             self._put_plan(record, plan)
@@ -180,6 +184,25 @@ class Journal:
         with self._transaction("save records in"):
             for record in records:
                 self._save(record)
+        self._make_room()
+
+    def _make_room(self) -> bool:
+        """Forget what may go if the journal is nearly full; returns whether there is room."""
+        if not self._room.is_short():
+            return True
+        with self._transaction("make room in", wait_for_disk=False):
+            self._room.make()
+        return not self._room.is_short()
+
+    def _check_room(self) -> None:
+        if self._make_room():
+            return
+        used, waiting = self._room.used(), self.count_unacknowledged()
+        raise StoreError(
+            f"the journal {self._path} has {used} of its {self._room.size} bytes, and nothing in "
+            f"it may go: {waiting} records wait for the collector; restore the way to it, or raise "
+            "accounting.journal_size"
+        )
 
     def _save(self, record: Record) -> None:
         row = self._db.execute(
@@ -320,8 +343,7 @@ class Journal:
                 f"SELECT attachment_id FROM attachments WHERE final AND ended_ns < ? {condition}",  # noqa: S608  constant text
                 (before_ns,),
             ).fetchall()
-            for table in ("samples", "hours", "attachments"):
-                self._db.executemany(f"DELETE FROM {table} WHERE attachment_id = ?", doomed)  # noqa: S608  constant names
+            forget(self._db, doomed)
 
     @contextmanager
     def _transaction(self, doing: str, *, wait_for_disk: bool = True) -> Iterator[None]:

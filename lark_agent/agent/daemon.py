@@ -66,6 +66,7 @@ from lark_agent.errors import ConfigurationError, LarkError, PrerequisiteError
 from lark_agent.linux import memory, systemd
 from lark_agent.model import Connectivity
 from lark_agent.policy.site import SitePolicy
+from lark_agent.quantities import size
 from lark_agent.rpc.lark.v1 import agent_pb2
 from lark_agent.sandbox.addressing import Addressing
 from lark_agent.sandbox.host import HostJobs
@@ -119,7 +120,9 @@ class Daemon:
         for thread in (self._in_journal, self._in_kernel, self._in_dismantling):
             stack.callback(thread.close)
         journal_file = Path(settings.paths.state) / JOURNAL_NAME
-        self._journal = await self._in_journal(lambda: Journal(journal_file))
+        room = size(settings.accounting.journal_size)
+        reports = bool(settings.collector.address)
+        self._journal = await self._in_journal(lambda: Journal(journal_file, room, reports=reports))
         stack.callback(self._journal.close)
         answers = Answers(journal_file)
         stack.callback(answers.close)

@@ -14,9 +14,12 @@ from lark_agent.config.section import (
     overlap,
     rate_findings,
 )
+from lark_agent.quantities import NotAQuantity, size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_SMALLEST_JOURNAL = 10**6
 
 
 class Uplink(Section, frozen=True):
@@ -150,6 +153,9 @@ class Accounting(Section, frozen=True):
     """Time between two readings of all counters; at least 1."""
     history_days: float = 7.0
     """How long ended jobs stay in this worker's journal after the collector has them."""
+    journal_size: str = "2 GB"
+    """How large the journal may grow. Near it, the oldest ended jobs that the collector has are
+    forgotten before their time; if the rest alone is as large, no new job begins."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check ranges."""
@@ -157,6 +163,11 @@ class Accounting(Section, frozen=True):
             yield "interval_seconds", f"{self.interval_seconds} is not between 1 and 3600"
         if not 0 <= self.history_days <= FOREVER:
             yield "history_days", f"{self.history_days} is not between 0 and {FOREVER:.0f}"
+        try:
+            if size(self.journal_size) < _SMALLEST_JOURNAL:
+                yield "journal_size", f"'{self.journal_size}' is less than 1 MB"
+        except NotAQuantity as error:
+            yield "journal_size", str(error)
 
 
 class CollectorLink(Section, frozen=True):
