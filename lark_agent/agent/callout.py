@@ -41,7 +41,8 @@ class Callouts:
         does not let jobs go on without it.
         """
         callout = policy.callout
-        told = question(*policy.ads(asking))
+        job, machine = policy.ads(asking)
+        told = question(job, machine)
         if len(told) > MAX_BYTES:
             raise PolicyRefusal(
                 f"the ads are {len(told)} bytes; the site's callout takes {MAX_BYTES}; shorten "
@@ -52,7 +53,7 @@ class Callouts:
                 answer = await run(
                     callout.command, callout.user, callout.timeout_seconds, told, MAX_BYTES
                 )
-                return Overrides.parse(answer)
+                return Overrides.parse(answer, machine)
         except (ProgramFailed, UnreadableAnswer) as error:
             log.error(
                 "callout failed", command=callout.command[0], job=asking.job.job_id,

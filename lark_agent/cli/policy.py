@@ -155,12 +155,13 @@ def _decided(site: SitePolicy, given: dict[str, Any], steps: list[Step]) -> Netw
     """Decide as the gate of the agent does; raises PolicyRefusal, InvalidRequest."""
     from lark_agent.policy.overrides import Overrides, UnreadableAnswer  # noqa: PLC0415  as above
 
+    asking, answer = _asking(given), given["answer"]
     try:
-        answer = given["answer"]
-        overrides = Overrides.parse(answer.read_bytes()) if answer else Overrides()
+        machine = site.ads(asking)[1]
+        overrides = Overrides.parse(answer.read_bytes(), machine) if answer else Overrides()
     except UnreadableAnswer as error:
-        raise click.UsageError(f"{given['answer']}: {error}") from error
-    return site.plan(_asking(given), overrides, steps)
+        raise click.UsageError(f"{answer}: {error}") from error
+    return site.plan(asking, overrides, steps)
 
 
 def _asking(given: dict[str, Any]) -> Asking:

@@ -22,7 +22,7 @@ from lark_agent.errors import PolicyRefusal
 from lark_agent.model import Connectivity, Family, Inbound, Peers, Rates
 from lark_agent.policy.ads import integer_of
 from lark_agent.policy.comparing import no_more_than
-from lark_agent.policy.vocabulary import UnusableValue
+from lark_agent.policy.vocabulary import UnusableValue, family_of
 from lark_agent.quantities import MOST_RATE, NotAQuantity, rates, rates_text
 
 if TYPE_CHECKING:
@@ -42,11 +42,6 @@ NAMES = frozenset(
     name.lower() for name in (OUTBOUND, INBOUND, PROFILE, VLAN, BANDWIDTH, PROTOCOL, ACCOUNTING)
 )
 """Attributes by which a job asks; lower case. Their values must be literal to be understood."""
-_PROTOCOLS = {
-    frozenset({"ipv4"}): Family.IPV4,
-    frozenset({"ipv6"}): Family.IPV6,
-    frozenset({"ipv4", "ipv6"}): Family.BOTH,
-}
 _NARROWER = {Family.IPV4, Family.IPV6}
 _COUNTED = {VLAN, BANDWIDTH}
 """What zero asks nothing of."""
@@ -150,8 +145,7 @@ def _protocol(plan: NetworkPlan, value: Value, bounds: Bounds) -> NetworkPlan:
     """Use the address families that the job names."""
     if bounds.allowed.ip_protocol is Wish.IGNORE:
         return plan
-    named = value.lower().replace(" ", "") if isinstance(value, str) else ""
-    family = _PROTOCOLS.get(frozenset(named.split(",")))
+    family = family_of(value)
     if bounds.allowed.ip_protocol is Wish.REFUSE or family is None:
         raise PolicyRefusal(
             f"the job asks for {PROTOCOL} = {value}, which "

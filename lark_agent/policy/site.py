@@ -129,6 +129,10 @@ class SitePolicy:
             values[setting] = value
             trace.append(Step("callout", setting, written(plan, setting), "it answers so"))
         plan = self._whole(plan)
+        if contradiction := overrides.contradiction(plan, self.words):
+            raise PolicyRefusal(
+                f"the site's policy cannot decide: the callout answers {contradiction}"
+            )
         bounds = requests.Bounds(
             self.requests,
             self.words,

@@ -42,6 +42,11 @@ MOST_PORTS = 64
 MOST_QUOTAS = 8
 """Quotas that hold for one job: the datapath has room for so many."""
 _LARK = {"null": Connectivity.NONE.value}
+_PROTOCOLS = {
+    frozenset({"ipv4"}): Family.IPV4,
+    frozenset({"ipv6"}): Family.IPV6,
+    frozenset({"ipv4", "ipv6"}): Family.BOTH,
+}
 
 
 class UnusableValue(ValueError):  # noqa: N818  says what the value is
@@ -169,6 +174,12 @@ def given(profile: Profile) -> Iterable[tuple[str, object]]:
         value = getattr(profile, setting)
         if value is not None and value != "":
             yield setting, list(value) if isinstance(value, tuple) else value
+
+
+def family_of(value: object) -> Family | None:
+    """Read LARK's IPProtocol, as "IPv4,IPv6"; None if it is not one."""
+    named = value.lower().replace(" ", "") if isinstance(value, str) else ""
+    return _PROTOCOLS.get(frozenset(named.split(",")))
 
 
 def _directions(one: Rates, other: Rates) -> Iterable[tuple[int, int, str]]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lark_agent.errors import PolicyRefusal
 from lark_agent.policy import ads
 from lark_agent.policy.overrides import Overrides, UnreadableAnswer, question
 from lark_agent.policy.site import Asking
 from tests.policy.test_site import ALICE, site
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "policy.md"
 VALUES = st.one_of(
     st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])),
     st.integers(-(10**18) + 1, 10**18 - 1),
@@ -59,7 +66,11 @@ def test_an_answer_gives_names_in_any_case() -> None:
     [
         (b"no\n", "not of the form Name = value"),
         (b"\xff = 1\n", "not of the form Name = value"),
-        (b'VLAN = "312"\n', "it gives VLAN; it may give profile, connectivity, network"),
+        (b"Color = 3\n", "it gives Color; it may give profile, connectivity, network"),
+        (b'AddressType = "local"\n', "neither static nor dhcp"),
+        (b'IPProtocol = "IPX"\n', "not IPv4, IPv6 or both"),
+        (b'BridgeInterface = "br9"\n', r"decided by \[networks.NAME\] bridge"),
+        (b'VLAN = 3\nNetwork = "lab"\n', "gives network twice"),
         (b"Reach = campus\n", "does not give a literal value"),
         (b"Profile = 3\n", "is not a text in double quotes"),
         (b'Reach = "a"\nreach = "b"\n', "gives reach twice"),
@@ -70,3 +81,82 @@ def test_nonsense_is_no_answer(answer: bytes, said: str) -> None:
     """What cannot be understood is a failure of the program, and says what it is."""
     with pytest.raises(UnreadableAnswer, match=said):
         Overrides.parse(answer)
+
+
+MACHINE: ads.Ad = {"Machine": "w1", "VLAN": 7, "NetworkType": "nat,none", "Cpus": 8}
+NETWORKS = """
+[networks.lab]
+connectivity = "bridge"
+bridge = "br-lab"
+vlan = 7
+addresses = "dhcp+slaac"
+[networks.licences]
+connectivity = "ovs"
+bridge = "br-ovs"
+vlan = 312
+addresses = "static"
+pool4 = "192.0.2.10-192.0.2.60/24"
+"""
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "network"),
+    [
+        ("VLAN = 312", "ovs", "licences"),
+        ('VLAN = 312\nAddressType = "static"\nNetworkType = "OVS"', "ovs", "licences"),
+        ('VLAN = "lab"\nAddressType = "DHCP"', "bridge", "lab"),
+        ('NetworkType = "bridge"\nAddressType = "dhcp"', "bridge", "lab"),
+        ('NetworkType = "NAT"\nVLAN = 0\nAddressType = "static"', "nat", ""),
+        ('NetworkType = "null"', "none", ""),
+        ('Machine = "w1"\nVLAN = 7\nNetworkType = "nat,none"\nCpus = 8', "nat", ""),
+    ],
+)
+def test_an_answer_may_be_larks_machine_ad(answer: str, kind: str, network: str) -> None:
+    """A new machine ad: what changed in it decides, what is as it was told says nothing."""
+    overrides = Overrides.parse(answer.encode(), MACHINE)
+    plan = site(NETWORKS).plan(Asking(ALICE, {}), overrides)
+    assert (plan.connectivity.value, plan.network) == (kind, network)
+
+
+def test_an_answers_protocol_is_the_jobs() -> None:
+    """IPProtocol is read as in job ads."""
+    assert Overrides.parse(b'IPProtocol = "IPv6"').values == {"ip": "ipv6"}
+    assert Overrides.parse(b'IPProtocol = "IPv4, IPv6"').values == {"ip": "both"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ('VLAN = 312\nNetworkType = "bridge"', "connectivity bridge, and network 'licences'"),
+        ('VLAN = 312\nAddressType = "dhcp"', "AddressType dhcp, and a network with static"),
+        (
+            'NetworkType = "NAT"\nAddressType = "dhcp"',
+            "AddressType dhcp, and a network with static",
+        ),
+        ("VLAN = 99", "0 networks under .networks. have VLAN id 99"),
+    ],
+)
+def test_an_answer_that_nothing_fits_refuses_the_job(answer: str, said: str) -> None:
+    """A job never gets another network than the one that the program described."""
+    overrides = Overrides.parse(answer.encode(), MACHINE)
+    with pytest.raises(PolicyRefusal, match=said):
+        site(NETWORKS).plan(Asking(ALICE, {}), overrides)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "network"), [("licences", "licences"), ("", ""), ("unheard-of", "")]
+)
+def test_the_documents_program(tmp_path: Path, wanted: str, network: str) -> None:
+    """LARK's example: a program that echoes the machine's ad and knows the ids of names."""
+    (program,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    (tmp_path / "callout").write_text(program)
+    policy, asking = site(NETWORKS), Asking(ALICE, {"RequestedVLAN": wanted}, MACHINE)
+    job, machine = policy.ads(asking)
+    command, told = [sys.executable, tmp_path / "callout"], question(job, machine)
+    answer = subprocess.run(command, input=told, stdout=subprocess.PIPE, check=True).stdout
+    overrides = Overrides.parse(answer, machine)
+    if wanted == "unheard-of":
+        with pytest.raises(PolicyRefusal, match="RequestedVLAN = unheard-of"):
+            policy.plan(asking, overrides)
+    else:
+        assert policy.plan(asking, overrides).network == network
