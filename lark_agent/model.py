@@ -315,6 +315,13 @@ class NetworkPlan:
     """An admin has cut the job off: nothing passes, whatever else the plan says."""
 
 
+class Setting(NamedTuple):
+    """One setting of a plan, as people write it."""
+
+    name: str
+    value: str
+
+
 class Change(NamedTuple):
     """Something about an attachment that was changed while the job ran."""
 
@@ -364,6 +371,8 @@ class Record:
     """Which other jobs it admits."""
     cost: int = 0
     """What the usage costs by the site's prices, in millionths of its currency unit."""
+    plan: tuple[Setting, ...] = ()
+    """What holds for it now: the settings that people ask about, and all that are not as usual."""
     changes: tuple[Change, ...] = ()
     """What was changed while the job ran, oldest first; the oldest go beyond `MAX_CHANGES`."""
     usage: Usage = field(default_factory=Usage)

@@ -36,6 +36,7 @@ from lark_agent.agent.drain import Moved, drain
 from lark_agent.errors import KernelError, LarkError, StoreError, Unavailable
 from lark_agent.linux import process
 from lark_agent.model import Connectivity, ExitReason, Record, new_attachment_id
+from lark_agent.policy.comparing import settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -137,7 +138,7 @@ class Attachments:
             plan.connectivity, started_ns=now, sampled_ns=now,
             first_port=sandbox.first_port, last_port=sandbox.last_port,
             ipv4=str(sandbox.ipv4 or ""), ipv6=str(sandbox.ipv6 or ""), network=plan.network,
-            peers=plan.peers,
+            peers=plan.peers, plan=settings(plan),
         )  # fmt: skip
         attachment = Attachment(record, sandbox, plan, [] if announced else [member], key)
         attachment.steps, attachment.launcher = steps, launcher
@@ -233,8 +234,9 @@ class Attachments:
             after = replace(before, plan=plan)
             await self._in_kernel(lambda: self._enforcing.change(before, after))
             newer = replace(
-                record.sampled(record.usage, record.sampled_ns).changed(changes), peers=plan.peers
-            )
+                record.sampled(record.usage, record.sampled_ns).changed(changes),
+                peers=plan.peers, plan=settings(plan),
+            )  # fmt: skip
             try:
                 await self._in_journal(lambda: self._journal.change(newer, plan))
             except StoreError:
@@ -243,7 +245,7 @@ class Attachments:
             # it may have ended meanwhile: keep what _end wrote
             attachment.record = replace(
                 attachment.record,
-                sequence=newer.sequence, changes=newer.changes, peers=newer.peers,
+                sequence=newer.sequence, changes=newer.changes, peers=newer.peers, plan=newer.plan,
             )  # fmt: skip
             attachment.plan = plan
         for change in changes:

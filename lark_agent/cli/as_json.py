@@ -58,6 +58,7 @@ def job(record: Record) -> dict[str, Any]:
         "ipv6": record.ipv6,
         "network": record.network,
         "peers": record.peers.value,
+        "plan": {setting.name: setting.value for setting in record.plan},
         "changes": [
             {
                 "at_ns": change.at_ns,

@@ -64,6 +64,14 @@ DROPS: dict[DropReason, tuple[str, str]] = {
     ),
 }
 
+DECIDED_BY: dict[DropReason, tuple[str, ...]] = {
+    DropReason.CLASS_DENIED: ("cut", "reach"),
+    DropReason.PEER_DENIED: ("cut", "peers"),
+    DropReason.INBOUND_DENIED: ("cut", "inbound", "ports"),
+    DropReason.SERVICE_DENIED: ("cut", "services"),
+}
+"""The settings of the job's plan that make the datapath drop for a reason."""
+
 EXITS: dict[ExitReason, str] = {
     ExitReason.EXITED: "the job exited with status {status}",
     ExitReason.SIGNALED: "the job was killed by signal {status}",
@@ -84,6 +92,20 @@ def drop(reason: str) -> tuple[str, str]:
         return DROPS[DropReason[reason.upper().replace("-", "_")]]
     except KeyError:
         return f"unknown to this version of lark ({reason})", "update lark"
+
+
+def deciding(reason: str, record: Record) -> list[str]:
+    """Say which settings of the plan in force decide about a drop reason, and who changed them."""
+    try:
+        names = DECIDED_BY[DropReason[reason.upper().replace("-", "_")]]
+    except KeyError:
+        return []
+    changed = {change.setting: change.by for change in record.changes}
+    return [
+        f"here: {name} = {value}" + (f", changed by {changed[name]}" if name in changed else "")
+        for name, value in record.plan
+        if name in names
+    ]
 
 
 QUOTA = "quota "

@@ -98,6 +98,10 @@ def _facts(record: Record, frame: Frame) -> Iterator[tuple[str, str]]:
         yield "addresses", ", ".join(addresses)
     if record.first_port:
         yield "NAT ports", f"{record.first_port} to {record.last_port}"
+    for setting in record.plan:
+        changed = any(change.setting == setting.name for change in record.changes)
+        since = " (changed, see below)" if changed else ""
+        yield setting.name, units.visible(setting.value) + since
     yield "state", state(record)
     yield "started", units.local(record.started_ns, seconds=True)
     if record.ended_ns:
@@ -155,6 +159,8 @@ def _drops(record: Record) -> Iterator[str | Grid]:
         noun = "packet" if packets == 1 else "packets"
         yield f"  {units.visible(drop.reason)}: {packets:,} {noun}, {size}"
         yield f"    {meaning}"
+        for line in reasons.deciding(drop.reason, record):
+            yield f"    {units.visible(line)}"
         if drop.reason == "quota":
             for change in reasons.quotas(record):
                 since = units.local(change.at_ns, seconds=True)

@@ -1,4 +1,4 @@
-"""Records as rows and back; usage and changes travel as JSON (msgspec) in a column each."""
+"""Records as rows and back; usage, plan and changes travel as JSON (msgspec) in a column each."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from lark_agent.model import (
     Peers,
     Record,
     Scheduler,
+    Setting,
     Usage,
 )
 
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Usage).decode
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
+_decode_plan = msgspec.json.Decoder(tuple[Setting, ...]).decode
 
 CHANGING = (
     "sequence", "sampled_ns", "ended_ns", "final", "exit_reason", "exit_status", "usage", "cost",
-    "changes", "peers",
+    "changes", "peers", "plan",
 )  # fmt: skip
 """Columns that a later record may set; the rest is what the first one said, for ever."""
 
@@ -64,6 +66,7 @@ def row_of(record: Record) -> dict[str, Any]:
         "network": record.network,
         "cost": record.cost,
         "peers": str(record.peers),
+        "plan": _encode(record.plan).decode(),
         "changes": _encode(record.changes).decode(),
         "usage": _encode(record.usage).decode(),
     }
@@ -99,6 +102,7 @@ def record_of(row: RowMapping) -> Record:
         network=row["network"],
         peers=Peers(row["peers"]),
         cost=row["cost"],
+        plan=_decode_plan(row["plan"]),
         changes=_decode_changes(row["changes"]),
         usage=_decode(row["usage"]),
     )

@@ -89,6 +89,7 @@ RECORDS = sql.Table(
     _number("cost", server_default="0"),
     _text("changes", server_default="[]"),
     _text("peers", server_default="none"),
+    _text("plan", server_default="[]"),  # since version 4
     # pages are cut by attachment id within whatever is asked for
     sql.Index("records_by_owner", "owner", "attachment_id"),
     sql.Index("records_by_worker", "worker", "attachment_id"),
@@ -231,6 +232,7 @@ def _convert(connection: sql.Connection, version: int) -> None:
     added: dict[int, list[sql.Column[Any]]] = {
         2: [RECORDS.c.ipv4, RECORDS.c.ipv6],
         3: [RECORDS.c.network, RECORDS.c.cost, RECORDS.c.changes, RECORDS.c.peers, HOURS.c.cost],
+        4: [RECORDS.c.plan],
     }
     for column in (each for since in added if since > version for each in added[since]):
         text = sql.schema.CreateColumn(column).compile(connection)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lark_agent.config import EVERYWHERE, NOTHING
-from lark_agent.model import Connectivity, Family, Inbound, NetworkPlan, Peers
+from lark_agent.model import Connectivity, Family, Inbound, NetworkPlan, Peers, Setting
+from lark_agent.policy.vocabulary import SETTINGS
 from lark_agent.quantities import rates_text
 
 if TYPE_CHECKING:
@@ -92,6 +93,31 @@ def _moves_no_more(less: NetworkPlan, more: NetworkPlan) -> bool:
 
 def _marks_no_more(less: int, more: int) -> bool:
     return less == more or less in _LOWER_EFFORT or (less == 0 and more not in _LOWER_EFFORT)
+
+
+_SHOWN = ("reach", "inbound", "peers", "rate")
+"""Settings that people ask about even if they are as usual."""
+_LONGEST = 200
+"""Characters of one value: of a long list of ports its beginning."""
+
+
+def settings(plan: NetworkPlan) -> tuple[Setting, ...]:
+    """Write what holds for a job: what people ask about, and what is not as usual.
+
+    Profile, connectivity and network stand in a record beside it.
+    """
+    usual = NetworkPlan(plan.profile, plan.connectivity)
+    found = [
+        Setting(name, _short(written(plan, name)))
+        for name in SETTINGS
+        if name not in {"connectivity", "network"}
+        and (name in _SHOWN or getattr(plan, name) != getattr(usual, name))
+    ]
+    return (*found, Setting("cut", "yes")) if plan.cut else tuple(found)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 2]} …"
 
 
 def written(plan: NetworkPlan, setting: str) -> str:

@@ -6,8 +6,8 @@ the field and its value. Both ends share the limits: an agent that calls `check_
 is claimed can never journal a record that a collector would refuse for ever.
 
 The limits: strings of 256 characters without control characters (they end up in terminals and
-logs), 16 classes, 64 drop reasons, integers that a signed 64-bit SQL column holds. A class or
-reason stands at most once, since totals are booked by its name. A final record has an end.
+logs), 16 classes, 64 drop reasons, 32 settings, integers that a signed 64-bit SQL column holds. A
+class or reason stands at most once, since totals are booked by its name. A final record has an end.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from lark_agent.model import (
     Peers,
     Record,
     Scheduler,
+    Setting,
     Usage,
 )
 from lark_agent.rpc.lark.v1 import query_pb2, record_pb2
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 MAX_TEXT = 256
 """Characters in any string of a record or filter."""
 MAX_DROPS = 64
+MAX_SETTINGS = 32
 MAX_INTEGER = 2**63 - 1
 """What a signed 64-bit SQL column holds."""
 MAX_WIRE = 2**64 - 1
@@ -100,6 +102,7 @@ def record_to_wire(record: Record) -> record_pb2.Record:
         network=record.network,
         peers=record.peers,
         cost=record.cost,
+        plan=[record_pb2.Setting(**setting._asdict()) for setting in record.plan],
         changes=[record_pb2.Change(**change._asdict()) for change in record.changes],
         usage=_usage_to_wire(record.usage),
     )
@@ -114,6 +117,7 @@ def record_from_wire(message: record_pb2.Record) -> Record:
     _check_size("usage.classes", message.usage.classes, MAX_CLASSES)
     _check_size("usage.drops", message.usage.drops, MAX_DROPS)
     _check_size("changes", message.changes, MAX_CHANGES)
+    _check_size("plan", message.plan, MAX_SETTINGS)
     reason = message.exit_reason
     record = Record(
         attachment_id=message.attachment_id,
@@ -143,6 +147,7 @@ def record_from_wire(message: record_pb2.Record) -> Record:
         network=message.network,
         peers=_choice("peers", Peers, message.peers or Peers.NONE),
         cost=message.cost,
+        plan=tuple(Setting(each.name, each.value) for each in message.plan),
         changes=tuple(
             Change(each.at_ns, each.by, each.setting, each.value) for each in message.changes
         ),
@@ -165,6 +170,7 @@ def check_record(record: Record) -> None:
         "profile": record.profile,
         "network": record.network,
         **{f"changes[{n}]": " ".join(change[1:]) for n, change in enumerate(record.changes)},
+        **{f"plan[{n}]": " ".join(setting) for n, setting in enumerate(record.plan)},
         **{f"usage.classes[{n}]": c.traffic_class for n, c in enumerate(usage.classes)},
         **{f"usage.drops[{n}]": d.reason for n, d in enumerate(usage.drops)},
     }

@@ -42,6 +42,11 @@ def told(done: subprocess.CompletedProcess[str]) -> list[tuple[str, str, str]]:
     return [(each["by"], each["setting"], each["value"]) for each in run["changes"]]
 
 
+def shown(lab: Lab, job: str) -> str:
+    """Return what `lark job ID` tells the job's own user, without its line breaks."""
+    return " ".join(lab.run(["lark", "job", job], user="alice").stdout.split())
+
+
 def test_a_job_is_cut_off_and_let_go_on(lab: Lab) -> None:
     """Packets of after the change are dropped and told so; those of before stay counted."""
     lab.agent(QUICK + CLASSES)
@@ -50,6 +55,8 @@ def test_a_job_is_cut_off_and_let_go_on(lab: Lab) -> None:
     job = talker.job.job_id
     assert told(change(lab, job, "cut=yes")) == [("root", "cut", "yes")]
     talker.talk()
+    until(lambda: "class-denied" in shown(lab, job), "a drop")
+    assert "here: cut = yes, changed by root" in shown(lab, job)
     assert told(change(lab, job, "cut=no"))[-1] == ("root", "cut", "no")
     talker.talk()
     talker.end()

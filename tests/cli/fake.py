@@ -18,6 +18,7 @@ from lark_agent.model import (
     Job,
     Record,
     Scheduler,
+    Setting,
     Usage,
 )
 from lark_agent.rpc import convert
@@ -55,6 +56,7 @@ def make_record(number: int, **changes: object) -> Record:
             last_port=10591 + 352 * (number % 64),
             ipv4=f"100.98.0.{2 + number % 64}",
             ipv6=f"fd6c:6172:6b00::{2 + number % 64:x}",
+            plan=(Setting("reach", "other"), Setting("inbound", "established")),
             usage=Usage(
                 (
                     ClassUsage("campus", Count(1000, 52_000), Count(20_000, 29_536_789)),

@@ -97,6 +97,7 @@ def test_jobs_json_is_the_documented_contract(
                 "ipv6": "fd6c:6172:6b00::3",
                 "network": "",
                 "peers": "none",
+                "plan": {"reach": "other", "inbound": "established"},
                 "changes": [],
                 "sent": {"packets": 1001, "bytes": 52_060},
                 "received": {"packets": 20_001, "bytes": 29_536_833},

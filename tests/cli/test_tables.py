@@ -12,7 +12,7 @@ from rich.console import Console
 from lark_agent.accounting.questions import GroupBy, JobRun
 from lark_agent.cli import reasons, show, units
 from lark_agent.cli.tables import Column, Grid
-from lark_agent.model import Count, Drop, DropReason, ExitReason, Usage
+from lark_agent.model import Change, Count, Drop, DropReason, ExitReason, Setting, Usage
 from tests.cli.fake import SECOND, START, make_record, samples, sums
 
 if TYPE_CHECKING:
@@ -89,6 +89,21 @@ def test_hostile_names_are_harmless(width: int) -> None:
     assert "[bold]a" in text
 
 
+def test_a_change_that_makes_packets_drop_is_named() -> None:
+    """The plan in force, who changed it, and which of it decides about each drop."""
+    plan = (Setting("reach", "campus"), Setting("inbound", "none"), Setting("cut", "yes"))
+    changes = (Change(NOW, "carol", "reach", "campus"), Change(NOW, "dave", "cut", "yes"))
+    record = replace(make_record(1, changes=changes), plan=plan)
+    text = "\n".join(lines(show.job(JobRun(record, ()), show.Frame(80, now_ns=NOW)), 80))
+    rows = [line.split() for line in text.splitlines()]
+    assert ["reach", "campus", "(changed,", "see", "below)"] in rows
+    assert ["inbound", "none"] in rows
+    assert ["cut", "yes", "(changed,", "see", "below)"] in rows
+    assert "    here: reach = campus, changed by carol" in text
+    assert "    here: cut = yes, changed by dave" in text
+    assert "here: inbound" not in text
+
+
 def test_a_job_shows_everything_about_it() -> None:
     """Facts, classes with their sum, drops with meaning and remedy, and usage over time."""
     run = JobRun(make_record(1), samples(0, 0, 1_000_000, 1_500_000))
@@ -104,6 +119,7 @@ def test_a_job_shows_everything_about_it() -> None:
         "final",
         "class-denied: 3 packets, 180 B",
         reasons.DROPS[DropReason.CLASS_DENIED][0],
+        "here: reach = other",
     ):
         assert fact in text
     table = [line.split() for line in text.splitlines()]

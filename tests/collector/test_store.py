@@ -390,6 +390,7 @@ def test_an_older_schema_is_converted(tmp_path: Path, version: int) -> None:
         raw.execute("DELETE FROM meta WHERE name = 'identity'")
         columns = ["records.network", "records.cost", "records.changes", "records.peers",
                    "hours.cost"] if version < 3 else []  # fmt: skip
+        columns.append("records.plan")
         columns += ["records.ipv4", "records.ipv6"] if version < 2 else []
         for table, column in (name.split(".") for name in columns):
             raw.execute(f"ALTER TABLE {table} DROP COLUMN {column}")

@@ -152,7 +152,7 @@ def test_the_documents_program(tmp_path: Path, wanted: str, network: str) -> Non
     (tmp_path / "callout").write_text(program)
     policy, asking = site(NETWORKS), Asking(ALICE, {"RequestedVLAN": wanted}, MACHINE)
     job, machine = policy.ads(asking)
-    command, told = [sys.executable, tmp_path / "callout"], question(job, machine)
+    command, told = [sys.executable, str(tmp_path / "callout")], question(job, machine)
     answer = subprocess.run(command, input=told, stdout=subprocess.PIPE, check=True).stdout
     overrides = Overrides.parse(answer, machine)
     if wanted == "unheard-of":
