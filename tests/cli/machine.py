@@ -10,7 +10,7 @@ from lark_agent.cli.doctor.probe import Probe
 from lark_agent.cli.doctor.report import CHECKS, examine
 from lark_agent.config import AgentSettings
 from lark_agent.errors import RemoteError
-from lark_agent.hooks.install import PROGRAMS
+from lark_agent.hooks.install import MODE, PROGRAMS
 from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class Machine:
         for name, text in FILES.items():
             self.write(name, text)
         for name in PROGRAMS:
-            (self.root / "usr/libexec/lark" / name).chmod(0o755)
+            (self.root / "usr/libexec/lark" / name).chmod(MODE)
 
     def write(self, name: str, text: str) -> None:
         path = self.root / name.lstrip("/")
