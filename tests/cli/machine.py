@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILES = {
     "/proc/sys/user/max_net_namespaces": "63000",
+    "/proc/sys/kernel/yama/ptrace_scope": "1",
     "/proc/sys/net/ipv4/ip_forward": "1",
     "/proc/sys/net/ipv6/conf/all/forwarding": "1",
     "/proc/sys/net/ipv6/conf/eth0/accept_ra": "2",
@@ -46,6 +47,9 @@ fe800000000000000000000000000001 00000400 00000002 00000000 00450003     eth0
 31 25 0:28 / /sys/fs/cgroup rw,nosuid,nodev shared:10 - cgroup2 cgroup2 rw
 """,
     "/sys/class/net/eth0/mtu": "1500",
+    "/usr/bin/crontab": "",
+    "/etc/cron.allow": "operator\n",
+    "/run/systemd/system/README": "",
     "/etc/resolv.conf": "nameserver 192.0.2.53\n",
     "/usr/libexec/lark/lark-run": "",
     "/usr/libexec/lark/lark-enter": "",
