@@ -103,11 +103,14 @@ def test_what_was_announced_is_a_record_when_it_comes(path: Path) -> None:
 
 
 def test_what_never_came_is_forgotten_with_time(path: Path) -> None:
-    """As what the collector has."""
+    """As what the collector has; and it is not sent when that has lost everything."""
     journal = Journal(path)
     first = record()
     journal.begin(first, Launch("condor_starter 7 9", HERE.members[0]), PLAN)
     journal.save([replace(first.sampled(first.usage, START), final=True, ended_ns=START + 1)])
+    assert journal.resume(Mark(1, 5)) == 0
+    assert journal.resume(Mark(2, 0)) == 0
+    assert journal.unacknowledged(10) == []
     journal.prune(START + 2, unacknowledged_too=False)
     assert journal.decided("condor_starter 7 9", HERE.members[0].boot_id) is None
 
