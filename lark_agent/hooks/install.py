@@ -2,7 +2,7 @@
 
 pip cannot give files capabilities. `lark-enter` needs cap_sys_admin, permitted and effective, in
 the extended attribute security.capability (include/uapi/linux/capability.h, revision 2);
-`lark-run` and `lark-prepare`, beside it, need nothing, nor does Slurm's plugin, where it was built.
+the others, beside it, need nothing, nor does Slurm's plugin, where it was built.
 
 The programs may be executed by everybody and read by root alone: what a user cannot read the kernel
 lets them trace at no time, from the exec on. Other programs of theirs, in sandboxes, could steer
@@ -19,7 +19,7 @@ from pathlib import Path
 from lark_agent.errors import PrerequisiteError
 
 BUILT = Path(__file__).parent / "native" / "bin"
-PROGRAMS = ("lark-run", "lark-enter", "lark-prepare")
+PROGRAMS = ("lark-run", "lark-enter", "lark-prepare", "lark-sshd-setup")
 DIRECTORY = Path("/usr/libexec/lark")
 """Where it goes unless the admin says otherwise."""
 MODE = 0o711
