@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, ip_network
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lark_agent.config import (
@@ -356,6 +356,7 @@ tables = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(st.dictionaries(names, tables, max_size=5))
 def test_no_file_whatsoever_breaks_the_reader(data: dict[str, object]) -> None:
     """Any TOML is either settings or a ConfigurationError with lines that name the file."""

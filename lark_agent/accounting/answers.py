@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from lark_agent.accounting.allotments import FILE_NAME, standings
-from lark_agent.accounting.journal import CACHE_KIB, decode
+from lark_agent.accounting.journal import CACHE_KIB, WITHHELD, decode
 from lark_agent.accounting.questions import (
     HOUR_NS,
     GroupBy,
@@ -173,7 +173,7 @@ class Answers:
 
 
 def _condition(wanted: JobFilter, visible_owner: str | None) -> tuple[str, list[object]]:
-    condition, values = "1", list[object]()
+    condition, values = f"NOT (a.final AND a.acknowledged = {WITHHELD})", list[object]()
     pairs = [
         ("a.owner", wanted.owner), ("a.accounting_group", wanted.accounting_group),
         ("a.worker", wanted.worker), ("a.owner", visible_owner),

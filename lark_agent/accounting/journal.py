@@ -7,6 +7,10 @@ usage over time) and hourly shares (for totals); `lark_agent.accounting.answers`
 How much the collector's store said it has of this worker (`lark_agent.accounting.marks`) is kept
 with what it confirmed. When it has less one day, nothing counts as confirmed any more.
 
+A job that was only announced has a row, so that what was decided for it holds whatever comes, but
+the collector hears of it with its first process. If none comes in time the row stays, withheld, and
+is in no answer: the job that comes late has a record of its own, and that is the job's one record.
+
 Durability: beginning an attachment commits without waiting for the disk (write-ahead log, survives
 the agent's death; a power cut loses at most the jobs begun since the last pass), because a job
 waits for it. Every sampling pass and every final record waits for the disk. All methods block
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from lark_agent.model import Count, Job
 
 SCHEMA_VERSION = 4
+WITHHELD = 1 << 62
+"""In the column `acknowledged`, of what was announced and has not come: more than any sequence."""
 CACHE_KIB = 256
 """SQLite keeps 2 MB a connection unless told otherwise; the page cache of the kernel does."""
 
@@ -167,11 +173,22 @@ class Journal:
             self._put_plan(record, plan)
             if launch.key:
                 self._put_launch(record.attachment_id, launch)
+            if not launch.members:
+                self._db.execute(
+                    "UPDATE attachments SET acknowledged = ? WHERE attachment_id = ?",
+                    (WITHHELD, record.attachment_id),
+                )
 
     def join(self, attachment_id: str, launch: Launch) -> None:
         """Remember who belongs to a living attachment, without waiting for the disk."""
         with self._transaction("add a process in", wait_for_disk=False):
             self._put_launch(attachment_id, launch)
+            if launch.members:
+                self._db.execute(
+                    "UPDATE attachments SET acknowledged = -1 "
+                    "WHERE attachment_id = ? AND acknowledged = ?",
+                    (attachment_id, WITHHELD),
+                )
 
     def change(self, record: Record, plan: NetworkPlan) -> None:
         """Remember what was changed about a living attachment, and say so in its record."""
@@ -318,7 +335,9 @@ class Journal:
             self._put_mark(mark)
             if not lost:
                 return 0
-            return self._db.execute("UPDATE attachments SET acknowledged = -1").rowcount
+            return self._db.execute(
+                "UPDATE attachments SET acknowledged = -1 WHERE acknowledged != ?", (WITHHELD,)
+            ).rowcount
 
     def acknowledge(self, records: Sequence[Record], mark: Mark) -> None:
         """Remember that the collector has these records; losing this only repeats a send."""
@@ -337,7 +356,7 @@ class Journal:
 
     def prune(self, before_ns: int, *, unacknowledged_too: bool) -> None:
         """Forget final attachments that ended before a time, not yet reported ones if told so."""
-        condition = "" if unacknowledged_too else "AND acknowledged = sequence"
+        condition = "" if unacknowledged_too else "AND acknowledged >= sequence"
         with self._transaction("prune", wait_for_disk=False):
             doomed = self._db.execute(
                 f"SELECT attachment_id FROM attachments WHERE final AND ended_ns < ? {condition}",  # noqa: S608  constant text

@@ -30,7 +30,7 @@ class Room:
     def __init__(self, db: sqlite3.Connection, size: int, *, reports: bool) -> None:
         self._db = db
         self.size = size
-        self._ended = "final AND acknowledged = sequence" if reports else "final"
+        self._ended = "final AND acknowledged >= sequence" if reports else "final"
 
     def used(self) -> int:
         """Return how many bytes of the file hold something."""

@@ -3,6 +3,10 @@
 Refused are callers in another network namespace than the agent's (they are in a sandbox already, or
 in one they made: comparing namespaces cannot be raced as comparing pids could) or in the control
 group of a job that has no sandbox, and root, whom no sandbox can hold, unless it asks for a user.
+
+Behind a caller may stand the batch system: a parent process whose real user is root and whose
+program is one of `trusted_launchers` (`lark_agent.linux.programs`). A process's name would not do:
+a user can give sudo any name, by a link, and have it start what they like as themselves.
 """
 
 from __future__ import annotations
@@ -10,11 +14,14 @@ from __future__ import annotations
 import asyncio
 import pwd
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import structlog
 
 from lark_agent.errors import InvalidRequest, PolicyRefusal
 from lark_agent.hooks.identity import Caller, Launcher
-from lark_agent.linux import namespaces, process
+from lark_agent.linux import namespaces, process, programs
 from lark_agent.sandbox import host
 
 if TYPE_CHECKING:
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
     from lark_agent.hooks.request import RunRequest
 
 _USER_SECONDS, _MOST_USERS = 60.0, 10_000
+_MOST_DOUBTS = 100
+log = structlog.get_logger(__name__)
 
 
 class Callers:
@@ -31,6 +40,8 @@ class Callers:
         self._settings = settings
         self._host = namespaces.identity("/proc/self/ns/net")
         self._users: dict[int, tuple[str, float]] = {}
+        self._doubted: set[str] = set()
+        """Programs that a line in the log was written about."""
 
     async def name(self, peer: process.Peer, request: RunRequest) -> Caller:
         """Say who asks. Raises Refused if it is root for itself, or another for others."""
@@ -82,9 +93,35 @@ class Callers:
         parent = process.parent(pid)
         if parent <= 1:
             return None
-        name, uid = process.command_and_user(parent) or ("", -1)
-        if uid != 0 or name not in self._settings.trusted_launchers:
+        _, uid = process.command_and_user(parent) or ("", -1)
+        name = self._trusted(parent) if uid == 0 else ""
+        if not name:
             return None
         launcher = Launcher(parent, process.start_time(parent), name)
         # still its parent: so the number was the launcher's all the time
         return launcher if process.parent(pid) == parent else None
+
+    def _trusted(self, pid: int) -> str:
+        """Return as which launcher a process of root is trusted, empty: as none.
+
+        Distributions install variants of a program, slurmstepd-wlm for slurmstepd.
+        """
+        program = programs.of(pid)
+        if program is None:
+            return ""
+        trusted, name = self._settings.trusted_launchers, Path(program.path).name
+        if program.path in trusted:
+            return name
+        known = next((each for each in trusted if f"{name}-".startswith(f"{each}-")), "")
+        if known and program.doubt:
+            self._doubt(program)
+            return ""
+        return known
+
+    def _doubt(self, program: programs.Program) -> None:
+        if program.path not in self._doubted and len(self._doubted) < _MOST_DOUBTS:
+            self._doubted.add(program.path)
+            log.warning(
+                "not taken for the batch system", program=program.path, why=program.doubt,
+                remedy="give it to root, or its path in trusted_launchers",
+            )  # fmt: skip

@@ -130,7 +130,7 @@ class Daemon:
         services = Services.of(settings)
         loopbacks = Loopbacks(
             self._numbers.gateway4, services.loopback,
-            launchers=any(map(starts_one_job, settings.trusted_launchers)),
+            launchers=any(starts_one_job(Path(each).name) for each in settings.trusted_launchers),
         )  # fmt: skip
         self._veths = await self._in_kernel(lambda: Veths(settings.uplink.interface, loopbacks))
         stack.callback(self._veths.close)

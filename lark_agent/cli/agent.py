@@ -128,6 +128,9 @@ def slurm_config(file: Path | None, file_name: str, directory: Path) -> None:
 def htcondor_config(file: Path | None, output: Path | None) -> None:
     r"""Write the file for HTCondor's config.d on this worker, from the agent's settings.
 
+    Makes what it points HTCondor's starter to: see "The set-up of condor_ssh_to_job" in
+    docs/htcondor.md.
+
     \b
     Example:
       lark-agent htcondor-config --output /etc/condor/config.d/50-lark
@@ -138,7 +141,9 @@ def htcondor_config(file: Path | None, output: Path | None) -> None:
 
     settings = load(AgentSettings, file, AGENT_FILE)
     arguments = ["--config", str(file.absolute())] if file else []
-    htcondor.write(worker_file(settings, htcondor.program("lark-agent"), arguments), output)
+    agent_program = htcondor.program("lark-agent")
+    libexec = htcondor.starters_libexec(settings.htcondor)
+    htcondor.write(worker_file(settings, agent_program, arguments, libexec), output)
 
 
 @agent.command("htcondor-startd")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lark_agent.errors import LarkError, PrerequisiteError, RemoteError
-from lark_agent.hooks import htcondor_ads
+from lark_agent.hooks import htcondor_ads, htcondor_libexec
 from lark_agent.hooks.htcondor_config import UNTOLD
 from lark_agent.model import Rates, Scheduler
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from lark_agent.cli.asking import Asker
+    from lark_agent.config import HTCondor
     from lark_agent.hooks.htcondor_ads import Attributes
     from lark_agent.model import Record
 
@@ -58,6 +59,15 @@ def write(text: str, output: Path | None) -> None:
         raise PrerequisiteError(
             f"cannot write {output}: {error.strerror}; run as root, where HTCondor is installed"
         ) from error
+
+
+def starters_libexec(settings: HTCondor) -> Path | None:
+    """Make the starter's LIBEXEC, or say why there is none."""
+    try:
+        return htcondor_libexec.make(Path(settings.programs), Path(settings.libexec))
+    except PrerequisiteError as error:
+        click.echo(f"condor_ssh_to_job will be off: {error}", err=True)
+        return None
 
 
 def publish(where: str) -> None:

@@ -65,7 +65,8 @@ class AgentSettings(Section, frozen=True):
     """Accounts that see every job and change none: HTCondor's daemons publish usage; leave out
     one that jobs run as."""
     trusted_launchers: tuple[str, ...] = LAUNCHERS
-    """Commands of root that are the batch system: the jobs they start are named by it."""
+    """Programs by which root starts jobs: what they say of a job is the batch system's word. A name
+    counts for a file that is root's, in directories that are; a path for that file, whoever's."""
     shared_accounts: tuple[str, ...] = ("nobody", "slot*", "condor*")
     """Accounts (patterns) that run jobs of many: only there does the ad name the owner."""
     default_profile: str = "nat"

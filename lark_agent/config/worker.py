@@ -201,14 +201,14 @@ class HTCondor(Section, frozen=True):
 
     programs: str = "/usr/libexec/lark"
     """Directory of `lark-agent install-wrapper`."""
+    libexec: str = "/usr/libexec/condor"
+    """HTCondor's own LIBEXEC."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
-        """Check that the path is absolute and can stand in a file of HTCondor's."""
-        if not re.fullmatch(r"/[A-Za-z0-9._/+-]*", self.programs):
-            yield (
-                "programs",
-                f"'{self.programs}' is not an absolute path of letters, digits and . _ + - /",
-            )
+        """Check that the paths are absolute and can stand in a file of HTCondor's."""
+        for key, path in (("programs", self.programs), ("libexec", self.libexec)):
+            if not re.fullmatch(r"/[A-Za-z0-9._/+-]*", path):
+                yield key, f"'{path}' is not an absolute path of letters, digits and . _ + - /"
 
 
 class Paths(Section, frozen=True):

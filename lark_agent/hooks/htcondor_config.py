@@ -15,12 +15,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lark_agent.hooks import htcondor_libexec
 from lark_agent.hooks.htcondor_ads import ACCOUNT, capacity_of, metrics, vlans
 from lark_agent.model import BUILT_IN_CLASSES
 from lark_agent.quantities import rates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from lark_agent.config import AgentSettings
 
@@ -35,18 +37,20 @@ START = ($(START)) && TARGET.PreCmd =?= undefined && TARGET.PostCmd =?= undefine
     && TARGET.ToolDaemonCmd =?= undefined && TARGET.TransferPlugins =?= undefined \\
     && TARGET.WantDocker =!= true && TARGET.JobUniverse =!= 13
 # Nor would the test that an image of apptainer can bring along.
-SINGULARITY_RUN_TEST_BEFORE_JOB = false
-
-# condor_ssh_to_job's shell joins the job's sandbox, but what sets it up runs as the job's user on
-# the worker's own network, with the job's environment, which can load programs of the user's. Where
-# jobs are not trusted that far:
-# ENABLE_SSH_TO_JOB = false"""
+SINGULARITY_RUN_TEST_BEFORE_JOB = false"""
 
 
-def worker_file(settings: AgentSettings, program: str, arguments: Sequence[str] = ()) -> str:
-    """Write the file of an execution point; `program` is lark-agent, as HTCondor starts it."""
+def worker_file(
+    settings: AgentSettings, program: str, arguments: Sequence[str] = (),
+    libexec: Path | None = None,
+) -> str:  # fmt: skip
+    """Write the file of an execution point.
+
+    `program` is lark-agent, as HTCondor starts it; `libexec` the starter's, if one was made.
+    """
     parts = [
         *_wrapping(settings.htcondor.programs),
+        htcondor_libexec.lines(libexec),
         *_reporting(settings, program, arguments),
         *_matching(settings),
     ]

@@ -6,8 +6,8 @@ The wrapper's own options name what no batch system does.
 
 Whose words these are: the account is the kernel's, and it owns the job. Only an account that runs
 jobs of many (`shared_accounts`: nobody, slot users) says nothing; then the owner is the ad's, if
-the launcher (the caller's parent process) is the batch system itself, a process of root whose
-command is one of `trusted_launchers`. Root alone would not do, since cron starts what a user's
+the launcher (the caller's parent process) is the batch system itself, a process of root that runs
+one of `trusted_launchers`. Root alone would not do, since cron starts what a user's
 crontab says, and orphans have init for a parent. `verified` says that such a launcher started the
 job. What runs before the job under the same account can still rewrite its ad (job id, accounting
 group), and on a shared account its owner: sites that must not trust their users there give each job

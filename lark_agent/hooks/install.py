@@ -2,7 +2,11 @@
 
 pip cannot give files capabilities. `lark-enter` needs cap_sys_admin, permitted and effective, in
 the extended attribute security.capability (include/uapi/linux/capability.h, revision 2);
-`lark-run` and `lark-prepare`, beside it, need nothing, nor does Slurm's plugin, where it was built.
+the others, beside it, need nothing, nor does Slurm's plugin, where it was built.
+
+The programs may be executed by everybody and read by root alone: what a user cannot read the kernel
+lets them trace at no time, from the exec on. Other programs of theirs, in sandboxes, could steer
+them else, in the worker's network.
 """
 
 from __future__ import annotations
@@ -15,9 +19,11 @@ from pathlib import Path
 from lark_agent.errors import PrerequisiteError
 
 BUILT = Path(__file__).parent / "native" / "bin"
-PROGRAMS = ("lark-run", "lark-enter", "lark-prepare")
+PROGRAMS = ("lark-run", "lark-enter", "lark-prepare", "lark-sshd-setup")
 DIRECTORY = Path("/usr/libexec/lark")
 """Where it goes unless the admin says otherwise."""
+MODE = 0o711
+"""Of the programs."""
 SPANK_PLUGIN = "spank_lark.so"
 _CAP_SYS_ADMIN = 21
 _REVISION_2, _EFFECTIVE = 0x02000000, 0x000001
@@ -44,7 +50,7 @@ def install(directory: Path) -> list[str]:
             # a new file each time: one that runs cannot be written over
             fresh = directory / f".{name}.new"
             shutil.copyfile(BUILT / name, fresh)
-            fresh.chmod(0o755)
+            fresh.chmod(MODE if name in PROGRAMS else 0o755)
             if name == "lark-enter":
                 os.setxattr(fresh, "security.capability", CAPABILITY)
             fresh.rename(directory / name)

@@ -79,6 +79,42 @@ def test_what_was_decided_for_a_launch_outlives_its_end(path: Path) -> None:
     assert journal.decided("", process.boot_id) is None
 
 
+def test_what_was_announced_is_a_record_when_it_comes(path: Path) -> None:
+    """Until then the collector hears nothing; if nothing comes it never does, nor does anybody."""
+    journal = Journal(path)
+    process = HERE.members[0]
+    announced = Launch("condor_starter 7 9", process)
+    never, late = record(), record()
+    journal.begin(never, announced, PLAN)
+    assert journal.unacknowledged(10) == []
+    assert len(Answers(path).list_jobs(JobFilter(), None, 10, "")) == 1
+    last = replace(never.sampled(never.usage, START), final=True, ended_ns=START + 1)
+    journal.save([last])
+    journal.begin(late, announced, PLAN)
+    assert journal.unacknowledged(10) == []
+    journal.join(late.attachment_id, replace(announced, members=(process,)))
+    assert journal.unacknowledged(10) == [late]
+    assert Answers(path).list_jobs(JobFilter(), None, 10, "") == [late]
+    (total,) = Answers(path).totals([], JobFilter(), None).rows
+    assert total.jobs == 1
+    assert journal.decided(announced.key, process.boot_id) == (never.job, PLAN)
+    journal.prune(START + 2, unacknowledged_too=False)
+    assert Answers(path).list_jobs(JobFilter(), None, 10, "") == [late]
+
+
+def test_what_never_came_is_forgotten_with_time(path: Path) -> None:
+    """As what the collector has; and it is not sent when that has lost everything."""
+    journal = Journal(path)
+    first = record()
+    journal.begin(first, Launch("condor_starter 7 9", HERE.members[0]), PLAN)
+    journal.save([replace(first.sampled(first.usage, START), final=True, ended_ns=START + 1)])
+    assert journal.resume(Mark(1, 5)) == 0
+    assert journal.resume(Mark(2, 0)) == 0
+    assert journal.unacknowledged(10) == []
+    journal.prune(START + 2, unacknowledged_too=False)
+    assert journal.decided("condor_starter 7 9", HERE.members[0].boot_id) is None
+
+
 def test_a_final_record_never_changes(path: Path) -> None:
     """Nothing that comes after the final record, whatever its number, is taken."""
     journal = Journal(path)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from lark_agent.accounting.journal import decode
 from tests.agent.worker import READ, python, until
-from tests.lab.filesystem import ROOT, STATE, USERS, WRAPPERS
+from tests.lab.filesystem import LAUNCHERS, ROOT, STATE, USERS, WRAPPERS
 from tests.lab.jobs import JobResult, JobSpec
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ class Child:
 
 
 class Launcher:
-    """A process of root by which a batch system starts others."""
+    """A process of root by which a batch system starts others: `name` is its program, or a path."""
 
     def __init__(self, lab: Lab, name: str) -> None:
         self.lab = lab
         inside = f"{STATE}/launcher{next(_numbers)}"
-        program = str(ROOT / "tests/lab/launcher.py")
-        self.process: Process = lab.start(["/usr/bin/python3", "-I", "-S", program, inside, name])
+        code = str(ROOT / "tests/lab/launcher.py")
+        self.process: Process = lab.start([str(LAUNCHERS / name), "-I", "-S", code, inside])
         until(lab.path(inside).exists, "a launcher")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(60)
@@ -135,9 +135,10 @@ class Starter(Launcher):
     """A condor_starter with one job; `ad` adds to the ordinary ad."""
 
     def __init__(
-        self, lab: Lab, *, user: str = "alice", ad: Mapping[str, AdValue] | None = None
-    ) -> None:
-        super().__init__(lab, "condor_starter")
+        self, lab: Lab, *, user: str = "alice", ad: Mapping[str, AdValue] | None = None,
+        program: str = "condor_starter",
+    ) -> None:  # fmt: skip
+        super().__init__(lab, program)
         self.user = user
         self._spec = JobSpec(next(_numbers), ("job",), user, "htcondor", None, 0o022, {}, ad)
         self.job_id = self._spec.job_id

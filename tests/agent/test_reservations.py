@@ -6,6 +6,7 @@ does, when the test says so.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import TYPE_CHECKING
@@ -84,6 +85,12 @@ def test_a_reservation_that_nobody_claims_ends(lab: Lab) -> None:
     until(lambda: all_records(lab, late.job_id)[-1].final, "the late job's record")
     assert all_records(lab, late.job_id)[-1].exit_reason == ExitReason.EXITED
     assert ran.attachment_id != never.attachment_id
+    shown = [
+        run["attachment_id"]
+        for run in json.loads(lab.run(["lark", "jobs", "--json"]).stdout)["jobs"]
+    ]
+    assert ran.attachment_id in shown
+    assert never.attachment_id not in shown, "one job, one record"
 
 
 def test_a_starter_that_dies_gives_its_sandbox_back(lab: Lab) -> None:

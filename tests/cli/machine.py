@@ -10,7 +10,7 @@ from lark_agent.cli.doctor.probe import Probe
 from lark_agent.cli.doctor.report import CHECKS, examine
 from lark_agent.config import AgentSettings
 from lark_agent.errors import RemoteError
-from lark_agent.hooks.install import PROGRAMS
+from lark_agent.hooks.install import MODE, PROGRAMS
 from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 FILES = {
     "/proc/sys/user/max_net_namespaces": "63000",
+    "/proc/sys/kernel/yama/ptrace_scope": "1",
     "/proc/sys/net/ipv4/ip_forward": "1",
     "/proc/sys/net/ipv6/conf/all/forwarding": "1",
     "/proc/sys/net/ipv6/conf/eth0/accept_ra": "2",
@@ -46,10 +47,14 @@ fe800000000000000000000000000001 00000400 00000002 00000000 00450003     eth0
 31 25 0:28 / /sys/fs/cgroup rw,nosuid,nodev shared:10 - cgroup2 cgroup2 rw
 """,
     "/sys/class/net/eth0/mtu": "1500",
+    "/usr/bin/crontab": "",
+    "/etc/cron.allow": "operator\n",
+    "/run/systemd/system/README": "",
     "/etc/resolv.conf": "nameserver 192.0.2.53\n",
     "/usr/libexec/lark/lark-run": "",
     "/usr/libexec/lark/lark-enter": "",
     "/usr/libexec/lark/lark-prepare": "",
+    "/usr/libexec/lark/lark-sshd-setup": "",
     "/var/lib/lark/journal.sqlite": "",
 }
 CHAINS = """\
@@ -90,7 +95,7 @@ class Machine:
         for name, text in FILES.items():
             self.write(name, text)
         for name in PROGRAMS:
-            (self.root / "usr/libexec/lark" / name).chmod(0o755)
+            (self.root / "usr/libexec/lark" / name).chmod(MODE)
 
     def write(self, name: str, text: str) -> None:
         path = self.root / name.lstrip("/")

@@ -114,18 +114,41 @@ def test_an_account_is_of_the_owners_jobs_that_the_batch_system_started(service:
     assert told(service, ad()) == []
 
 
+def write_worker_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Write the file for a worker with these settings; returns what was said, and the file."""
+    monkeypatch.setattr(htcondor, "program", lambda name: f"/opt/bin/{name}")
+    settings, output = tmp_path / "agent.toml", tmp_path / "50-lark"
+    settings.write_text(
+        f'[htcondor]\nprograms = "{tmp_path}/lark"\nlibexec = "{tmp_path}/condor"\n'
+    )
+    done = click.testing.CliRunner().invoke(
+        agent, ["htcondor-config", "--config", str(settings), "--output", str(output)]
+    )
+    assert done.exit_code == 0
+    return done.output, output.read_text()
+
+
 def test_the_file_for_the_worker_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the program as HTCondor has to start it, and the configuration that it was told."""
-    monkeypatch.setattr(htcondor, "program", lambda name: f"/opt/bin/{name}")
-    settings, output = tmp_path / "agent.toml", tmp_path / "50-lark"
-    settings.write_text('[htcondor]\nprograms = "/opt/lark"\n')
-    done = click.testing.CliRunner().invoke(
-        agent, ["htcondor-config", "--config", str(settings), "--output", str(output)]
-    )
-    assert (done.exit_code, done.output) == (0, "")
-    text = output.read_text()
+    for needed in ("lark/lark-sshd-setup", "condor/condor_ssh_to_job_sshd_setup"):
+        (tmp_path / needed).parent.mkdir()
+        (tmp_path / needed).touch(mode=0o755)
+    said, text = write_worker_file(tmp_path, monkeypatch)
+    assert said == ""
     assert "STARTD_CRON_LARK_EXECUTABLE = /opt/bin/lark-agent\n" in text
-    assert f"STARTD_CRON_LARK_ARGS = htcondor-startd --config {settings}\n" in text
-    assert "USER_JOB_WRAPPER = /opt/lark/lark-run\n" in text
+    assert f"STARTD_CRON_LARK_ARGS = htcondor-startd --config {tmp_path}/agent.toml\n" in text
+    assert f"USER_JOB_WRAPPER = {tmp_path}/lark/lark-run\n" in text
+    assert f"STARTER.LIBEXEC = {tmp_path}/lark/htcondor\n" in text
+    assert "ENABLE_SSH_TO_JOB" not in text
+
+
+def test_without_htcondors_script_there_is_no_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be had run in the sandbox is turned off, and the admin is told."""
+    said, text = write_worker_file(tmp_path, monkeypatch)
+    assert "condor_ssh_to_job will be off: " in said
+    assert "ENABLE_SSH_TO_JOB = false\n" in text
+    assert "STARTER.LIBEXEC" not in text

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import lark_agent.hooks
-from lark_agent.hooks.install import PROGRAMS
+from lark_agent.hooks.install import MODE, PROGRAMS
 from tests.conftest import CLONE_NEWNET, LIBC, MS_REC, check, mount
 from tests.hooks.fake_agent import FakeAgent, granted
 
@@ -164,7 +164,7 @@ def worker(fresh_host: Path) -> Iterator[Worker]:
     place.mkdir(mode=0o755)
     for name in PROGRAMS:
         shutil.copy(BINARIES / name, place / name)
-        (place / name).chmod(0o755)
+        (place / name).chmod(MODE)
     allow_sys_admin(place / "lark-enter")
     scratch = Path("/run/scratch")
     scratch.mkdir(mode=0o700)

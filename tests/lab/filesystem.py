@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from lark_agent import schedulers
 from lark_agent.hooks import install
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +25,8 @@ WRAPPERS = Path("/run/lark-bin")
 """Where the lab keeps the wrapper and its companions."""
 STATE = Path("/run/lab")
 """The lab's own files."""
+LAUNCHERS = STATE / "launchers"
+"""Batch systems' programs by name, each of them Python: root's files, as installed ones are."""
 ADMIN_GROUP = ("lark-admin", 1100)
 
 CLONE_NEWNS = 0x00020000
@@ -69,6 +73,7 @@ def build(nameserver: str) -> None:
     for user in ACCOUNTS[1:]:
         Path(user.home).mkdir(mode=0o700)
         os.chown(user.home, user.uid, user.uid)
+    _install_launchers()
     _install_wrappers()
 
 
@@ -140,6 +145,15 @@ def _merge(file: Path, lines: list[str]) -> None:
         or (line.split(":")[0] not in names and line.split(":")[2] not in numbers)
     ]
     file.write_text("\n".join([*kept, *lines]) + "\n")
+
+
+def _install_launchers() -> None:
+    LAUNCHERS.mkdir(mode=0o755)
+    first = LAUNCHERS / "starter"
+    shutil.copyfile("/usr/bin/python3", first)
+    first.chmod(0o755)
+    for name in schedulers.LAUNCHERS:
+        (LAUNCHERS / name).hardlink_to(first)
 
 
 def _install_wrappers() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from tests.lab.filesystem import USERS
+from tests.lab.filesystem import LAUNCHERS, USERS
 from tests.lab.process import LabError
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 AdValue = str | int | float | bool
 Scheduler = Literal["htcondor", "slurm", "pbs", "lsf", "gridengine", "plain"]
+_COMMANDS: dict[Scheduler, str] = {
+    "htcondor": "condor_starter", "slurm": "slurmstepd", "pbs": "pbs_mom", "lsf": "res",
+    "gridengine": "sge_shepherd", "plain": "starter",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,11 @@ class JobSpec:
         condor = f"submit1.campus.test#{self.number}.0#1700000000"
         unusual = {"htcondor": condor, "pbs": f"{self.number}.pbs1", "plain": ""}
         return unusual.get(self.scheduler, str(self.number))
+
+    @property
+    def launcher(self) -> str:
+        """The program that starts it."""
+        return str(LAUNCHERS / _COMMANDS[self.scheduler])
 
     def job_ad(self) -> str:
         """Return the text of .job.ad."""

@@ -4,14 +4,14 @@
 a process as a user, wait for it, end. So a test can be HTCondor's starter that runs its prepare
 hook, the job, and an sshd into it; or Slurm's step daemon, which asks the agent as root.
 
-The socket's path and the command's name are its arguments; each datagram is one order in JSON, each
-gets one answer. It ends when the test closes the connection; what it started goes on, as children
-of the lab's first process. Runs without the tests' package: standard library only.
+The socket's path is its argument; each datagram is one order in JSON, each gets one answer. It ends
+when the test closes the connection; what it started goes on, as children of the lab's first
+process. It runs as the batch system's own program (`tests.lab.filesystem.LAUNCHERS`), without the
+tests' package: standard library only.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import socket
@@ -20,13 +20,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-PR_SET_NAME = 15
-
 
 def main() -> None:
     """Take orders until there are none."""
-    path, name = sys.argv[1:]
-    ctypes.CDLL(None).prctl(PR_SET_NAME, name.encode(), 0, 0, 0)
+    (path,) = sys.argv[1:]
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(path)
     listener.listen()

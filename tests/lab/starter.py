@@ -13,14 +13,14 @@ told whose starter answers and from where it was asked.
 `plain` is what a user does at a prompt: the wrapper's parent is the user's own process, between
 the job and this one.
 
-Orders come as JSON on stdin; the report goes to /run/lab/jobs/NUMBER.json. Runs without the
-tests' package: standard library only.
+It runs as the batch system's own program (`tests.lab.filesystem.LAUNCHERS`), since agents believe
+no other. Orders come as JSON on stdin; the report goes to /run/lab/jobs/NUMBER.json. Runs without
+the tests' package: standard library only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import socket
@@ -33,18 +33,11 @@ from typing import Any
 
 WRAPPER_ERROR = ".job_wrapper_failure"
 CHIRP_CONFIG = ".chirp.config"
-PR_SET_NAME = 15
-COMMANDS = {
-    "htcondor": b"condor_starter", "slurm": b"slurmstepd", "pbs": b"pbs_mom", "lsf": b"res",
-    "gridengine": b"sge_shepherd", "plain": b"starter",
-}  # fmt: skip
 
 
 def main() -> None:
     """Run one job."""
     orders: dict[str, Any] = json.load(sys.stdin)
-    # agents believe the batch system's own commands only
-    ctypes.CDLL(None).prctl(PR_SET_NAME, COMMANDS[orders["scheduler"]], 0, 0, 0)
     scratch = prepare_scratch(orders)
     if orders["hook"]:
         announce(orders, scratch)

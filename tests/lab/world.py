@@ -221,7 +221,7 @@ class Lab:
             tuple(listen), hook,
         )  # fmt: skip
         starter = self.start(
-            ["/usr/bin/python3", "-I", "-S", str(ROOT / "tests/lab/starter.py")],
+            [spec.launcher, "-I", "-S", str(ROOT / "tests/lab/starter.py")],
             host=host,
             stdin=spec.to_json(),
         )

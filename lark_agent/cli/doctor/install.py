@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lark_agent.cli.doctor.findings import fail, ok, warn
 from lark_agent.cli.units import size
-from lark_agent.hooks.install import PROGRAMS
+from lark_agent.hooks.install import MODE, PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def wrapper(probe: Probe) -> Iterator[Finding]:
             "as root: lark-agent install-wrapper",
         )
         return
-    enter = run.with_name("lark-enter")
+    enter, right = run.with_name("lark-enter"), f"chmod {MODE:04o}"
     for path in (run.with_name(name) for name in PROGRAMS):
         mode = _mode(probe.path(path))
         if mode is None:
@@ -54,9 +54,14 @@ def wrapper(probe: Probe) -> Iterator[Finding]:
             )
             return
         if not mode & stat.S_IXOTH:
-            yield fail(f"{path} may not be executed by jobs", f"chmod 0755 {path}")
+            yield fail(f"{path} may not be executed by jobs", f"{right} {path}")
         if mode & (stat.S_IWGRP | stat.S_IWOTH):
-            yield fail(f"{path} can be changed by others than its owner", f"chmod 0755 {path}")
+            yield fail(f"{path} can be changed by others than its owner", f"{right} {path}")
+        elif mode & (stat.S_IRGRP | stat.S_IROTH):
+            yield warn(
+                f"{path} can be read, so jobs of the same account can trace it as it starts",
+                f"{right} {path}",
+            )
     yield from _capability(probe, enter)
     mount = probe.mount_of(enter)
     if mount and "nosuid" in mount.options:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from lark_agent.cli.doctor import agent, install, kernel, network, networks
+from lark_agent.cli.doctor import agent, beside, install, kernel, network, networks
 from lark_agent.cli.doctor.findings import Check, Level, unchecked
 from lark_agent.cli.units import visible
 from lark_agent.errors import LarkError
@@ -38,6 +38,10 @@ CHECKS = (
     Check("802.1Q", networks.vlans, needs_root=True),
     Check("rates", networks.queues, needs_root=True),
     Check("wrapper", install.wrapper),
+    Check("tracing", beside.tracing),
+    Check("cron and at", beside.schedules),
+    Check("lingering", beside.lingering, needs_root=True),
+    Check("user namespaces", beside.user_namespaces),
     Check("admin group", install.admin_group),
     Check("journal", install.journal),
     Check("one agent", agent.one_agent),

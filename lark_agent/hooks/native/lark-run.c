@@ -119,6 +119,7 @@ static void exec_enter(const uintmax_t *saved, char **job)
 int main(int argc, char **argv)
 {
 	static const char *const variables[] = {NAMING_ENVIRONMENT};
+	forbid_tracing();
 	uintmax_t saved[SAVED] = {[CLOSED_STDIO] = hold_stdio()};
 	char **job = read_options(argv + (argc > 0));
 	struct rlimit stack;

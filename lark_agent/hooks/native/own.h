@@ -37,6 +37,7 @@ static void make_own(void)
 		    "container without CAP_SYS_ADMIN), so either start the batch system without, or let "
 		    "users make user namespaces (sysctl user.max_user_namespaces, "
 		    "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns)");
+	(void)prctl(PR_SET_DUMPABLE, 1); /* else the maps are root's to write; we have left the worker */
 	write_map("/proc/self/setgroups", "deny"); /* else the kernel takes no group map from a user */
 	write_map("/proc/self/uid_map", users);
 	write_map("/proc/self/gid_map", groups);

@@ -26,6 +26,15 @@ enum { PROTOCOL = 1, WAIT_SECONDS = 300, NO_SANDBOX = 125, NOT_EXECUTABLE = 126,
 enum saved { SOCKET, CLOSED_STDIO, STACK_LIMIT, DEATH_SIGNAL, PARENT, PERSONALITY, SAVED };
 #define GUARD '+'
 
+/* Let nobody trace us who is not root. Until a sandbox holds it, this process is in the worker's own
+ * network, where whoever steers it is too: a job of the same user, say, out of its own sandbox.
+ * Installed unreadable it cannot be traced from its first instruction on; this is for a copy that
+ * is not. Exec of the job ends it. */
+static inline void forbid_tracing(void)
+{
+	(void)prctl(PR_SET_DUMPABLE, 0);
+}
+
 /* Say one line to whoever started the job, and do not return: the job does not run. Each program
  * has its own way; that of lark-run and lark-enter is in last-words.h. */
 __attribute__((format(printf, 2, 3), noreturn))
