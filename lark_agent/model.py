@@ -71,7 +71,7 @@ class Connectivity(StrEnum):
 
 LAYER2 = frozenset({Connectivity.BRIDGE, Connectivity.MACVLAN, Connectivity.VLAN, Connectivity.OVS})
 """Connectivities whose sandboxes sit on a network of the site, which a name picks."""
-UNSHAPED = frozenset({Connectivity.MACVLAN, Connectivity.OVS, Connectivity.HOST})
+UNSHAPED = frozenset({Connectivity.MACVLAN, Connectivity.HOST})
 """Connectivities without a link whose other end is the worker's, where packets could wait."""
 
 

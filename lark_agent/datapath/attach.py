@@ -4,11 +4,10 @@ clsact and two direct-action filters: every kernel since EL8 has them, and attac
 millisecond. tcx links would be the newer way but cost a grace period each (8 ms), and they would be
 held by pins or this process instead of going away with their interface.
 
-Normally they hang at the host's end of a veth, where the job's packets come in. Two kinds of links
-have no such end: a macvlan device lies in the sandbox itself, and the userspace Open vSwitch reads
-the host's end through a packet socket, which sees frames before a filter can drop them. There they
-hang on the sandbox's own device, where the job's packets go out. The job cannot remove them: its
-sandbox belongs to the initial user namespace, in which it has no capability.
+Normally they hang at the host's end of a veth, where the job's packets come in. A macvlan device
+has no such end: it lies in the sandbox itself. There they hang on the sandbox's own device, where
+the job's packets go out. The job cannot remove them: its sandbox belongs to the initial user
+namespace, in which it has no capability.
 
 Fixed handles make it repeatable: attaching again replaces the filters, which is how interfaces that
 survived an agent get the programs of the next one. Privilege: CAP_NET_ADMIN over the interface.

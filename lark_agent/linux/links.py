@@ -74,24 +74,13 @@ class Links:
         return found
 
     def add_veth(
-        self,
-        name: str,
-        mac: str,
-        peer: str,
-        peer_mac: str,
-        peer_netns: int,
-        mtu: int,
-        index: int = 0,
+        self, name: str, mac: str, peer: str, peer_mac: str, peer_netns: int, mtu: int
     ) -> None:
-        """Make a veth pair: `name` here, `peer` in the namespace behind `peer_netns`.
-
-        `index` is the one that `name` gets; 0 leaves it to the kernel.
-        """
+        """Make a veth pair: `name` here, `peer` in the namespace behind `peer_netns`."""
         there = {"ifname": peer, "address": peer_mac, "mtu": mtu, "net_ns_fd": peer_netns}
         self._do(
             f"making the veth pair {name} and {peer}",
             self._ip.link, "add", kind="veth", ifname=name, address=mac, mtu=mtu, peer=there,
-            index=index,
         )  # fmt: skip
 
     def add_macvlan(
@@ -105,6 +94,14 @@ class Links:
             f"making a macvlan interface {mac} on interface {parent}",
             self._ip.link, "add", kind="macvlan", ifname=name, address=mac, mtu=mtu, link=parent,
             macvlan_mode="bridge", net_ns_fd=netns, index=index,
+        )  # fmt: skip
+
+    def add_passthru(self, name: str, parent: int) -> None:
+        """Make a macvlan interface that has all of its parent's traffic, whatever its addresses."""
+        self._do(
+            f"making the macvlan interface {name} on interface {parent}",
+            self._ip.link, "add", kind="macvlan", ifname=name, link=parent,
+            macvlan_mode="passthru",
         )  # fmt: skip
 
     def add_vlan(self, name: str, parent: int, identifier: int) -> None:

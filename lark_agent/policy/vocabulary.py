@@ -156,7 +156,8 @@ class Vocabulary:
         if names := ", ".join(name for name, wanted in asked.items() if wanted):
             raise UnusableValue(
                 f"connectivity {plan.connectivity} has no {names}: its links have no end on the "
-                "worker where packets could wait; use nat, routed, bridge or vlan, or leave it out"
+                "worker where packets could wait; use nat, routed, bridge, vlan or ovs, or leave "
+                "it out"
             )
 
     def _only_network(self, kind: Connectivity) -> str:

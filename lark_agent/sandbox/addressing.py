@@ -30,6 +30,8 @@ INSIDE = "eth0"
 """Name of the interface in the sandbox."""
 
 PORT_PREFIX = "lport"
+SWITCH_PREFIX = "lkbs"
+"""Of ports of Open vSwitch; as of our own bridges, the firewall lets nothing from them in."""
 """Start of the names of host interfaces that are ports of a bridge."""
 
 INSIDE_BASE = 0x4000_0000
@@ -49,6 +51,11 @@ def name(slot: int) -> str:
 def port_name(slot: int) -> str:
     """Name of the slot's host interface on a network of the site."""
     return f"{PORT_PREFIX}{slot}"
+
+
+def switch_name(slot: int) -> str:
+    """Name of the slot's port of an Open vSwitch bridge; it goes with the host interface."""
+    return f"{SWITCH_PREFIX}{slot}"
 
 
 def slot_of(found: str) -> int | None:

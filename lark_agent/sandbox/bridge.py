@@ -22,7 +22,7 @@ from lark_agent.linux import namespaces, sysctl
 from lark_agent.linux.links import Links
 from lark_agent.sandbox import addressing
 from lark_agent.sandbox.addressing import INSIDE
-from lark_agent.sandbox.layer2 import delete_host_ends, inside_index
+from lark_agent.sandbox.layer2 import delete_host_ends
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,13 +74,10 @@ def make_veth(links: Links, sandbox: Sandbox, mtu: int) -> int:
     """Make eth0 and a host end that has no addresses; returns the index of the host end."""
     host = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     name = addressing.port_name(sandbox.slot)
-    index = inside_index(sandbox) if sandbox.inside else 0
 
     def inside() -> None:
         with Links() as there:
-            there.add_veth(
-                INSIDE, sandbox.mac, name, addressing.port_mac(sandbox.mac), host, mtu, index
-            )
+            there.add_veth(INSIDE, sandbox.mac, name, addressing.port_mac(sandbox.mac), host, mtu)
 
     try:
         namespaces.run_inside(sandbox.name, inside)

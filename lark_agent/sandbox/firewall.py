@@ -18,8 +18,8 @@ port to open any number. So each sandbox has an equal share (`ct count`), and wh
 that is dropped: jobs together cannot shut others out, nor the worker.
 
 The bridges of 802.1Q networks (`lark_agent.sandbox.vlan`) have a link-layer address like all
-bridges, and the worker forwards; so what hosts of such a network send to it is dropped, or it would
-lead them to the worker and beyond.
+bridges, ports of Open vSwitch (`lark_agent.sandbox.ovs`) have one too, and the worker forwards; so
+what anybody sends to these is dropped, or it would lead them to the worker and beyond.
 
 The output chain keeps the worker's own multicast (membership reports, mDNS) off the sandboxes'
 links, where the datapath would count it as dropped for a job that has nothing to do with it.
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 
 VLAN_BRIDGES = "lkb"
-"""Start of the names of the bridges that 802.1Q networks are made of."""
+"""Start of the names of the bridges that 802.1Q networks are made of, and of ports of switches."""
 _OUTSIDE = f'iifname != {{ "{PREFIX}*", "lo" }}'
 _TELLING = {
     "postrouting": "vmap @slots4",

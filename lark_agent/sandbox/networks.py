@@ -132,18 +132,20 @@ def found_on_network(slot: int) -> Sandbox | None:
     """Tell from what the kernel has of a slot whether its sandbox was on a network, and how."""
     with Links() as links:
         host_end = links.index(addressing.port_name(slot))
+        kind = Connectivity.BRIDGE
+        if links.index(addressing.switch_name(slot)):
+            kind = Connectivity.OVS
     own = 0
     if namespaces.exists(addressing.name(slot)):
         own = namespaces.run_inside(addressing.name(slot), _own_index)
     if own >= INSIDE_BASE:
-        kind = Connectivity.OVS if host_end else Connectivity.MACVLAN
-        return Sandbox(slot, kind, interface=own, inside=True)
-    return Sandbox(slot, Connectivity.BRIDGE, interface=host_end) if host_end else None
+        return Sandbox(slot, Connectivity.MACVLAN, interface=own, inside=True)
+    return Sandbox(slot, kind, interface=host_end) if host_end else None
 
 
 def returned(sandbox: Sandbox, network: str, worker: str) -> Sandbox:
     """Complete what a record tells of a job's sandbox on a network."""
-    inside = sandbox.connectivity in {Connectivity.MACVLAN, Connectivity.OVS}
+    inside = sandbox.connectivity is Connectivity.MACVLAN
     with Links() as links:
         host_end = links.index(addressing.port_name(sandbox.slot))
     return replace(

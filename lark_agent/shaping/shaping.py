@@ -17,8 +17,8 @@ IP layer takes it: TCP's small queues and UDP's send buffer stop the job before 
 job is left; classes and filters come and go with jobs. All of it stays while the agent is away.
 `adopt` repairs; classes of jobs that ended meanwhile go before the next one begins.
 
-Macvlan and Open vSwitch sandboxes have no host's end where this could be done, nor has `host`:
-plans that want a rate there are refused. They are outside the uplink's rate.
+Macvlan sandboxes have no host's end where this could be done, nor has `host`: plans that want a
+rate there are refused. They are outside the uplink's rate.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ class Shaping:
             raise PolicyRefusal(
                 f"the job's plan wants a rate, a guarantee or a queue, and connectivity "
                 f"{plan.connectivity} has no end of its link on the worker where packets could "
-                "wait; use nat, routed, bridge or vlan"
+                "wait; use nat, routed, bridge, vlan or ovs"
             )
         if plan.queue and plan.queue not in self._queues:
             raise PolicyRefusal(

@@ -21,6 +21,7 @@ from tests.agent.worker import (
     in_kernel,
     kill,
     python,
+    records,
     until,
 )
 from tests.lab.capture import Capture, flows
@@ -194,21 +195,10 @@ def test_a_job_with_forged_addresses_reaches_nobody(lab: Lab) -> None:
     """Another MAC or IP address of the network is dropped on the job's link and counted."""
     lab.agent(ON_LAB)
     job = Talker(lab, to=SITE4)
-    slot = next(iter(name for name in lab.path("/run/netns").iterdir() if "lark" in name.name))
-    forge = [
-        "ip",
-        "netns",
-        "exec",
-        slot.name,
-        "ip",
-        "addr",
-        "add",
-        "198.18.20.99/24",
-        "dev",
-        "eth0",
-    ]
-    lab.run(forge)
-    ping = ["ip", "netns", "exec", slot.name, "ping", "-c1", "-W1", "-I", "198.18.20.99", SITE4]
+    (record,) = records(lab).values()
+    there = ["ip", "netns", "exec", f"lark{record.slot}"]
+    lab.run([*there, "ip", "addr", "add", "198.18.20.99/24", "dev", "eth0"])
+    ping = [*there, "ping", "-c1", "-W1", "-I", "198.18.20.99", SITE4]
     assert lab.run(ping, check=False).returncode != 0
     job.end()
     record = final(lab, job.job.job_id)

@@ -96,9 +96,11 @@ def profiles(**settings: str) -> str:
 class Upload:
     """A job that sends as fast as it may."""
 
+    command: tuple[str, ...] = ("sh", "-c", UP)
+
     def __init__(self, lab: Lab, **ad: AdValue) -> None:
         self.lab = lab
-        self.job = lab.start_job(["sh", "-c", UP], ad=ad)
+        self.job = lab.start_job(self.command, ad=ad)
         until(lambda: self.sent > 100_000, "an upload that runs")
 
     @property
@@ -357,7 +359,7 @@ def test_a_rate_where_nothing_can_hold_it_is_found_at_start(
     status, said = refused_start(on_a_site, QUICK + config + quota)
     assert status == 2
     assert "connectivity macvlan has no" in said
-    assert "use nat, routed, bridge or vlan" in said
+    assert "use nat, routed, bridge, vlan or ovs" in said
 
 
 def test_other_shares_need_a_restart(lab: Lab) -> None:

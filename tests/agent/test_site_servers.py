@@ -1,19 +1,22 @@
 """Jobs on a network whose switch or addresses are another program's: Open vSwitch and DHCP.
 
 Open vSwitch runs in the lab with its userspace datapath, which takes frames past everything that
-the kernel could do with them: what holds for such jobs, the sandbox's own link holds.
+the kernel could do with them at its ports.
 """
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
 from lark_agent.model import Connectivity, Count
+from tests.agent.test_change import change
 from tests.agent.test_isolation import KNOCK, Listener
 from tests.agent.test_networks import NETWORKS, SITE4, SITE6, SPEAK, lab, pytestmark, totals
+from tests.agent.test_shaping import UPLINK, Upload, paces
 from tests.agent.worker import QUICK, Talker, drops, final, in_kernel, python, sandboxes, until
 from tests.lab.capture import Capture
 from tests.lab.topology import WINDOW
@@ -56,6 +59,15 @@ ovs-vsctl --timeout=10 add-port ovs0 up0 tag=312
 ethtool -K up0 tx off
 ip netns exec site ethtool -K net0 tx off
 """
+# its one argument is the address
+BLAST = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.connect((sys.argv[1], 9))
+while True:
+    sock.send(bytes(1400))
+"""
+TIMED_SPEECH = 'began=$(date +%s.%N); {} && date +"%s.%N $began" | awk "{{print \\$1 - \\$2}}"'
 DHCP = (
     "ip netns exec site dnsmasq --no-daemon --conf-file=/dev/null --user=root --port=0"
     " --interface=net0 --bind-interfaces --log-dhcp --no-ping --dhcp-authoritative"
@@ -98,6 +110,46 @@ def test_a_job_on_open_vswitch_is_counted_to_the_byte(switch: Lab, tmp_path: Pat
     assert agent.terminate() == 0
     assert in_kernel(switch) == set()
     assert switch.run(["ovs-vsctl", "list-ports", "ovs0"]).stdout.split() == ["up0"]
+
+
+class Blast(Upload):
+    """A job that sends datagrams to the site as fast as it may."""
+
+    command = tuple(python(BLAST, SITE4))
+
+
+def test_guarantees_and_rates_hold_on_open_vswitch(switch: Lab) -> None:
+    """30 of 40 Mbit/s are kept against another job, lent when free; a changed cap holds at once."""
+    sure = '[profiles.sure]\nconnectivity = "ovs"\nguarantee = "30 Mbit/s"\n'
+    rule = '[[rules]]\nwhen = \'Share =?= "sure"\'\nprofile = "sure"\n'
+    agent = switch.agent(SWITCHED + UPLINK + sure + rule)
+    first, second = Blast(switch, Share="sure"), Blast(switch)
+    kept, rest = paces(switch, first, second)
+    assert kept > 24
+    assert rest > 2, "what is left is shared"
+    assert kept + rest < 42
+    first.end()
+    (alone,) = paces(switch, second)
+    assert 20 < alone < 42
+    assert change(switch, second.job.job_id, "rate=8 Mbit/s").returncode == 0
+    (capped,) = paces(switch, second)
+    assert 4 < capped < 8.4
+    second.end()
+    assert agent.terminate() == 0
+    assert in_kernel(switch) == set()
+
+
+def test_what_a_job_receives_by_open_vswitch_keeps_its_rate(switch: Lab) -> None:
+    """A megabyte of echo through 4 Mbit/s takes its time; the other direction is not held."""
+    slow = "[profiles.switched]\n"
+    switch.agent(SWITCHED.replace(slow, f'{slow}rate = "4 Mbit/s received"\n'))
+    done = switch.start_job(["sh", "-c", TIMED_SPEECH.format(shlex.join(python(SPEAK, SITE4)))])
+    result = done.result()
+    assert result.status == 0, result.stderr
+    took = float(result.stdout)
+    record = final(switch, done.job_id)
+    assert took > 0.9 * 8 * record.usage.received.bytes / 4e6
+    assert took < 10 * 8 * record.usage.received.bytes / 4e6
 
 
 def test_owners_on_one_open_vswitch_do_not_meet(switch: Lab) -> None:

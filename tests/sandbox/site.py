@@ -113,9 +113,9 @@ def until(true: Callable[[], bool], what: str, seconds: float = 20) -> None:
         time.sleep(0.02)
 
 
-def pings(sandbox: Sandbox, address: str) -> bool:
-    """Tell whether an address answers to the sandbox."""
-    command = ["ip", "netns", "exec", sandbox.name, "ping", "-c1", "-W2", address]
+def pings(sandbox: Sandbox, address: str, patience: int = 10) -> bool:
+    """Tell whether an address answers to the sandbox within some seconds."""
+    command = ["ip", "netns", "exec", sandbox.name, "ping", "-c1", f"-w{patience}", address]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

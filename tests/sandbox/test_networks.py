@@ -20,6 +20,7 @@ from lark_agent.linux.links import Links
 from lark_agent.model import Connectivity
 from lark_agent.sandbox import addressing, networks, vlan
 from lark_agent.sandbox.addressing import INSIDE_BASE
+from lark_agent.sandbox.firewall import VLAN_BRIDGES
 from tests.datapath.network import sh
 from tests.sandbox.site import SITE4, SITE6, Site, addresses, links, pings
 
@@ -399,18 +400,33 @@ def test_a_sandbox_is_a_port_of_open_vswitch(switch: Site) -> None:
     driver.check()
     sandbox = driver.set_up(3)
     assert pings(sandbox, SITE4)
-    assert sh("ovs-vsctl get Port lport3 tag").strip() == "312"
+    assert sh("ovs-vsctl get Port lkbs3 tag").strip() == "312"
     assert bulk(sandbox.name) == 5_000_000
     assert driver.tear_down([sandbox]) == []
     assert driver.tear_down([sandbox]) == []
     assert links() == before
-    assert "lport3" not in sh("ovs-vsctl list-ports ovs0")
+    assert "lkbs3" not in sh("ovs-vsctl list-ports ovs0")
+
+
+def test_the_worker_hears_a_broadcast_on_open_vswitch_and_is_silent(switch: Site) -> None:
+    """A job that asks its network for the worker's own address is not told the host end's.
+
+    What it sends there without asking is the firewall's, which knows the port by its name.
+    """
+    assert addressing.SWITCH_PREFIX.startswith(VLAN_BRIDGES)
+    sh("ip addr add 198.18.20.77/32 dev lo")
+    sandbox = switch.driver(network(Connectivity.OVS, bridge="ovs0", vlan=312, **OVS)).set_up(3)
+    assert pings(sandbox, SITE4)
+    assert not pings(sandbox, "198.18.20.77", patience=2)
+    known = sh(f"ip -n {sandbox.name} neigh show 198.18.20.77")
+    assert "lladdr" not in known
+    assert known.split()[-1] in {"FAILED", "INCOMPLETE"}
 
 
 def test_another_tag_is_another_network(switch: Site) -> None:
     """A sandbox with another tag reaches nobody of VLAN 312."""
     other = network(Connectivity.OVS, bridge="ovs0", vlan=313, **OVS)
-    assert not pings(switch.driver(other).set_up(3), SITE4)
+    assert not pings(switch.driver(other).set_up(3), SITE4, patience=2)
 
 
 def test_ports_of_a_crashed_agent_are_removed(switch: Site) -> None:
@@ -423,7 +439,7 @@ def test_ports_of_a_crashed_agent_are_removed(switch: Site) -> None:
     remains = networks.Remains(switch.guard, switch.directory / "run")  # type: ignore[arg-type]  # stands in for it
     assert remains.tear_down([found]) == []
     assert sh("ovs-vsctl list-ports ovs0").split() == ["up0"]
-    assert "lport3" not in links()
+    assert not {"lport3", "lkbs3"} & links()
 
 
 def test_a_missing_switch_is_named(switch: Site) -> None:
