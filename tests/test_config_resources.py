@@ -38,6 +38,8 @@ def findings(text: str) -> list[tuple[str, str]]:
         QUOTA + 'bytes = "64 MiB"\naction = "throttle"\nthrottle = "1 Mbit/s"\nclasses = ["other"]',
         QUOTA + 'bytes = "2 TB"\nper = "group"\nhook = true\n[quota_hook]\ncommand = ["/bin/mail"]',
         "[prices]\nother = { sent = 0.09 }",
+        "[prices]\njobs = { sent = 0.01 }\nworker = { received = 0.01 }",
+        QUOTA + 'bytes = "1 GB"\nclasses = ["jobs", "worker"]',
     ],
 )
 def test_what_sites_write_is_accepted(text: str) -> None:

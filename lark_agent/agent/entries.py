@@ -127,7 +127,7 @@ class Entries:
         """Return what a job's plan says of an entry."""
         quota = entry.quota
         classes = None if quota.classes is None else frozenset(quota.classes)
-        mask = self._datapath.classes.mask(classes)
+        mask = self._datapath.classes.counted(classes)
         return QuotaUse(entry.allotment.entry, mask, _DIRECTIONS[quota.direction])
 
     def put_in_force(self, entry: Entry) -> None:

@@ -39,7 +39,7 @@ from lark_agent.config.resources import (
     pool_of,
     ports_of,
 )
-from lark_agent.config.section import EVERYWHERE, NOTHING, Section, is_endpoint
+from lark_agent.config.section import ADMITTED_BY, EVERYWHERE, NOTHING, Section, is_endpoint
 from lark_agent.config.worker import (
     Accounting,
     Addresses,
@@ -53,6 +53,7 @@ from lark_agent.config.worker import (
 )
 
 __all__ = [
+    "ADMITTED_BY",
     "AGENT_FILE",
     "COLLECTOR_FILE",
     "EVERYWHERE",

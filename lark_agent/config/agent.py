@@ -18,7 +18,15 @@ from lark_agent.config.resources import (
     Service,
     ports_of,
 )
-from lark_agent.config.section import ATTRIBUTE, EVERYWHERE, NAME, NOTHING, Section, network_of
+from lark_agent.config.section import (
+    ADMITTED_BY,
+    ATTRIBUTE,
+    EVERYWHERE,
+    NAME,
+    NOTHING,
+    Section,
+    network_of,
+)
 from lark_agent.config.section import HOST as HOST_NAME
 from lark_agent.config.worker import (
     Accounting,
@@ -98,7 +106,7 @@ class AgentSettings(Section, frozen=True):
     """How much may move, and what happens then."""
     quota_hook: QuotaHook = QuotaHook()
     prices: dict[str, Price] = {}
-    """Class = what a GB costs; gives every record its cost."""
+    """Class (also `jobs`, `worker`, `other`) = what a GB costs; gives every record its cost."""
     machine: dict[str, str | int | float | bool] = {}
     """Attributes of the machine ad that rules see as MY.Name; they hold over the batch system's."""
 
@@ -221,7 +229,8 @@ class AgentSettings(Section, frozen=True):
                 yield f"profiles.{name}", "not a usable name"
             for reach in profile.reach or ():
                 if reach != DEFAULT_CLASS and reach not in self.classes:
-                    yield f"profiles.{name}.reach", f"no class '{reach}' is defined under [classes]"
+                    lacks = f"no class '{reach}' is defined under [classes]"
+                    yield f"profiles.{name}.reach", ADMITTED_BY.get(reach, lacks)
         if self.default_profile not in known:
             yield (
                 "default_profile",
@@ -254,7 +263,7 @@ class AgentSettings(Section, frozen=True):
             for name in getattr(self, table):
                 if not NAME.fullmatch(name) or name in {EVERYWHERE, NOTHING}:
                     yield f"{table}.{name}", "not a usable name; use letters, digits, '_', '-'"
-        known = {DEFAULT_CLASS, *self.classes}
+        known = {*BUILT_IN_CLASSES, *self.classes}
         for name, quota in self.quotas.items():
             for each in sorted(set(quota.classes or ()) - known):
                 yield f"quotas.{name}.classes", f"no class '{each}' is defined under [classes]"

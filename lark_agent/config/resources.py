@@ -211,7 +211,7 @@ class Quota(Section, frozen=True):
     period: QuotaPeriod | None = None
     """When counting begins anew (UTC), for owner and group; absent: each month."""
     classes: tuple[str, ...] | None = None
-    """Classes that count; absent: all."""
+    """Classes that count, `jobs` and `worker` among them; absent: all."""
     direction: QuotaDirection = QuotaDirection.BOTH
     """Which bytes count, as the job sees them."""
     action: QuotaAction = QuotaAction.CUT_CLASS

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lark_agent.model import JOBS_CLASS, WORKER_CLASS
 from lark_agent.quantities import NotAQuantity, rates
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ EVERYWHERE = "all"
 """The word for every class where a computed value names the classes a job may reach."""
 NOTHING = "none"
 """The word for no queue and no quota in a computed value."""
+ADMITTED_BY = {
+    JOBS_CLASS: f"reach does not name '{JOBS_CLASS}': which other jobs a job reaches is its peers",
+    WORKER_CLASS: f"reach does not name '{WORKER_CLASS}': what of the worker a job reaches is its "
+    "services",
+}
+"""Classes that quotas and prices name and `reach` does not, and what admits them instead."""
 
 
 def is_endpoint(text: str) -> bool:

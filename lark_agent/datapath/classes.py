@@ -68,6 +68,24 @@ class ClassTable:
             )
         return sum(1 << self.names.index(name) for name in set(reach))
 
+    def counted(self, names: Collection[str] | None) -> int:
+        """Return the mask of classes by which packets are counted; None counts them all.
+
+        Other jobs and the worker are among them, which `mask` leaves to peers and services. Raises
+        ConfigurationError as `mask` does, and for a computed class that has no number yet.
+        """
+        if names is None:
+            return ALL_CLASSES
+        computed = set(names).intersection(_COMPUTED)
+        if missing := sorted(computed.difference(self.names)):
+            raise ConfigurationError(
+                f"class '{missing[0]}' is not counted yet: jobs of an earlier release use all of "
+                f"the {MAX_CLASSES} numbers for classes; wait until they have ended, and restart "
+                "the agent"
+            )
+        computed_mask = sum(1 << self.names.index(name) for name in computed)
+        return computed_mask | self.mask(set(names) - computed)
+
 
 def assign(
     before: Sequence[str], in_use: Collection[int], wanted: Iterable[str]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import classad2
 
-from lark_agent.config import EVERYWHERE, NOTHING, QuotaAction, ports_of
+from lark_agent.config import ADMITTED_BY, EVERYWHERE, NOTHING, QuotaAction, ports_of
 from lark_agent.model import (
     DEFAULT_CLASS,
     DEFAULT_PRIORITY,
@@ -203,6 +203,8 @@ def _names(value: object, known: Collection[str], kind: str, table: str) -> froz
         raise UnusableValue(f'it must be a list of {table}, or one string "NAME, NAME"')
     wanted = frozenset(name.strip() for name in names if name.strip())
     if unknown := sorted(wanted - frozenset(known)):
+        if table == "classes" and unknown[0] in ADMITTED_BY:
+            raise UnusableValue(ADMITTED_BY[unknown[0]])
         raise UnusableValue(
             f"no {kind} '{unknown[0]}' is defined under [{table}]; "
             f"known: {', '.join(sorted(known)) or 'none'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -34,7 +34,7 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-def worker(collector: str, quota: str = "", limit: int = LIMIT) -> str:
+def worker(collector: str, quota: str = "", limit: int = LIMIT, per: str = "owner") -> str:
     return f"""default_profile = "shared"
 [accounting]
 interval_seconds = 1
@@ -47,16 +47,32 @@ address = "{collector}:9620"
 quotas = ["q"]
 [quotas.q]
 bytes = "{limit}"
-per = "owner"
+per = "{per}"
 action = "cut-class"
 {quota}
 """
 
 
-def standing(lab: Lab, host: str) -> dict[str, int]:
+def standings(lab: Lab, host: str) -> dict[str, dict[str, int]]:
+    """Return how the quota stands for each subject."""
     told = lab.run(["lark", "quota", "--json"], host=host).stdout
-    (found,) = json.loads(told)["quotas"]
-    answer: dict[str, int] = found
+    return {found["subject"]: found for found in json.loads(told)["quotas"]}
+
+
+def standing(lab: Lab, host: str) -> dict[str, int]:
+    (found,) = standings(lab, host).values()
+    return found
+
+
+def ended(lab: Lab, number: int) -> list[dict[str, Any]]:
+    """Wait until the collector has so many final records, and return them."""
+
+    def final_ones() -> list[dict[str, Any]]:
+        told = lab.run(["lark", "jobs", "--json"], host="campus").stdout
+        found: list[dict[str, Any]] = json.loads(told)["jobs"]
+        return found if len(found) == number and all(job["final"] for job in found) else []
+
+    answer: list[dict[str, Any]] = until(final_ones, f"{number} final records at the collector")
     return answer
 
 
@@ -72,17 +88,48 @@ def test_two_workers_share_one_pool() -> None:
             for _ in range(2)
         ]
         assert [job.result().status for job in jobs] == [0] * 4
-
-        def ended() -> list[dict[str, dict[str, int]]]:
-            found = json.loads(lab.run(["lark", "jobs", "--json"], host="campus").stdout)["jobs"]
-            return found if len(found) == 4 and all(job["final"] for job in found) else []
-
-        found = until(ended, "four final records at the collector")
+        found = ended(lab, 4)
         sent = sum(job["sent"]["bytes"] for job in found)
         assert 0.9 * LIMIT < sent <= LIMIT
         assert all(job["drops"] for job in found)
         until(lambda: standing(lab, "campus")["workers"] == 0, "both leases to be given back")
         assert standing(lab, "campus")["used"] == sent
+
+
+def test_each_group_has_a_pool_of_its_own() -> None:
+    """Two owners of one group use it up, each on a worker; another group's jobs notice nothing."""
+    with Lab(second=True) as lab:
+        lab.collector('listen = "0.0.0.0:9620"', host="campus")
+        for host in ("worker", WORKER2.name):
+            lab.agent(worker(CAMPUS.ipv4, per="group"), host=host)
+        # 10 packets a turn: the one offers twice the quota, the other less than its first leases
+        turns = {"cms": LIMIT // PACKET // 10, "atlas": LIMIT // PACKET // 120}
+        jobs = [
+            lab.start_job(
+                python(PACED, CAMPUS.ipv4, f"{turns[group]}"),
+                user=user, host=host, ad={"AcctGroup": group},
+            )
+            for group in turns
+            for user, host in (("alice", "worker"), ("bob", WORKER2.name))
+        ]  # fmt: skip
+        assert [job.result().status for job in jobs] == [0] * 4
+        found = ended(lab, 4)
+        sent = {
+            group: [job["sent"]["packets"] for job in found if job["accounting_group"] == group]
+            for group in turns
+        }
+        assert 0.9 * LIMIT < sum(sent["cms"]) * PACKET <= LIMIT
+        # a busy machine may take longer for the first leases than a job waits for them
+        assert sum(sent["atlas"]) > 0.9 * 20 * turns["atlas"]
+        assert all(job["drops"] for job in found if job["accounting_group"] == "cms")
+
+        def given_back() -> dict[str, dict[str, int]]:
+            pools = standings(lab, "campus")
+            return pools if not any(each["workers"] for each in pools.values()) else {}
+
+        pools = until(given_back, "the leases to be given back")
+        used = {group: each["used"] for group, each in pools.items()}
+        assert used == {group: sum(packets) * PACKET for group, packets in sent.items()}
 
 
 def cut_off(lab: Lab, choice: str) -> Talker:

@@ -11,9 +11,19 @@ import pytest
 
 from lark_agent.model import Count
 from tests.agent.test_change import change
-from tests.agent.worker import ONCE, QUICK, Talker, drops, final, kill, records, until
+from tests.agent.worker import (
+    ONCE,
+    QUICK,
+    Talker,
+    drops,
+    final,
+    kill,
+    records,
+    times,
+    until,
+)
 from tests.lab.filesystem import STATE
-from tests.lab.topology import CAMPUS, INTERNET
+from tests.lab.topology import CAMPUS, INTERNET, WORKER
 from tests.lab.world import PROGRAMS
 
 if TYPE_CHECKING:
@@ -104,6 +114,53 @@ for to in {[CAMPUS.ipv4, INTERNET.ipv4]}:
     record = final(lab, job.job_id)
     assert (sent(record).packets, sent(record, "other")) == (FITS, Count())
     assert drops(record)["quota"] == 600 - FITS
+
+
+def test_other_jobs_and_the_worker_have_quotas_and_prices(lab: Lab) -> None:
+    """Both are cut to the packet, each by its own quota, have their price, and nothing else is."""
+    lab.agent(f"""default_profile = "limited"
+{QUICK}
+[services.sink]
+port = "udp/9"
+[profiles.limited]
+peers = "all"
+quotas = ["there", "here"]
+[quotas.there]
+bytes = "{LIMIT}"
+classes = ["jobs"]
+direction = "sent"
+[quotas.here]
+bytes = "{2 * LIMIT}"
+classes = ["worker"]
+direction = "sent"
+[prices]
+jobs = {{ sent = 1000 }}
+worker = {{ sent = 2000 }}
+""")
+    peer = Talker(lab, user="bob")
+    ends = [records(lab)[peer.job.job_id].ipv4, WORKER.ipv4, CAMPUS.ipv4]
+    code = f"""
+import socket
+for to in {ends}:
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    for _ in range(600):
+        try:
+            s.sendto(bytes(1000), (to, 9))
+        except OSError:
+            pass
+"""
+    job = lab.start_job(["/usr/bin/python3", "-I", "-S", "-c", code])
+    assert job.result().status == 0
+    record = final(lab, job.job_id)
+    assert [sent(record, name) for name in ("jobs", "worker", "other")] == [
+        times(Count(1, PACKET), number) for number in (FITS, 2 * LIMIT // PACKET, 600)
+    ]
+    assert drops(record) == {"quota": 1200 - FITS - 2 * LIMIT // PACKET}
+    costs = {share.traffic_class: share.cost for share in record.usage.classes}
+    assert costs == {
+        "jobs": sent(record, "jobs").bytes, "worker": 2 * sent(record, "worker").bytes, "other": 0
+    }  # fmt: skip
+    peer.end()
 
 
 def test_an_admin_gives_and_takes_a_quota(lab: Lab) -> None:

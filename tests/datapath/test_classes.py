@@ -103,6 +103,20 @@ def test_mask_of_unknown_class_is_refused() -> None:
             table.mask({unknown})
 
 
+def test_jobs_and_worker_are_counted_and_not_reached() -> None:
+    """Quotas count by every class; by one that has no number yet they cannot, and say so."""
+    table = build_table(assign((), (), ["campus"]), {"campus": []})
+    numbers = {name: table.names.index(name) for name in (JOBS_CLASS, WORKER_CLASS, "campus")}
+    assert table.counted(None) == ALL_CLASSES
+    assert table.counted(numbers) == sum(1 << number for number in numbers.values())
+    assert table.counted({WORKER_CLASS}) == 1 << numbers[WORKER_CLASS]
+    with pytest.raises(ConfigurationError, match="no class 'cloud'"):
+        table.counted({JOBS_CLASS, "cloud"})
+    full = assign([DEFAULT_CLASS, *NAMES[:15]], range(16), [])
+    with pytest.raises(ConfigurationError, match="class 'jobs' is not counted yet: jobs of an"):
+        build_table(full, {}).counted({JOBS_CLASS})
+
+
 def exchange(network: Network, family: int, address: str) -> None:
     """Send one datagram of 100 bytes and get one of 50."""
     with (

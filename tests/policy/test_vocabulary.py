@@ -159,6 +159,8 @@ BAD = [
     ("network", "true", "true is not the name of a network"),
     ("network", '"none"', "it names no network; set connectivity for a job without one"),
     ("ip", '"ipx"', '"ipx" is not one of any, ipv4, ipv6, both'),
+    ("reach", '"jobs"', "which other jobs a job reaches is its peers"),
+    ("reach", '{"campus", "worker"}', "what of the worker a job reaches is its services"),
     ("reach", '{"mars"}', "no class 'mars' is defined under [classes]; known: campus, other"),
     ("reach", "3", 'it must be a list of classes, or one string "NAME, NAME"'),
     ("peers", "true", "true is not one of none, owner, group, all"),
