@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes namespaces"),
 ]
-GUARANTEE = 20
+GUARANTEE = 30
 """Mbit/s, of an uplink of 40."""
 LEAST_OF_PLAN, LEAST_OF_HONEST = 0.75, 0.5
 """What a flood must leave of the guarantee, and of what an honest job leaves."""
