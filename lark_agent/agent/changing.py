@@ -50,7 +50,7 @@ class Changing:
         plan = self._still_there(attachment.plan)
         for setting, value in settings.items():
             plan = self._put(plan, setting, value)
-        plan = self._words().check(plan)
+        plan = _without_loss(plan, self._words().check(plan), settings)
         now = time.time_ns()
         changes = [Change(now, by, setting, _said(plan, setting)) for setting in settings]
         return await self._attachments.change(attachment, plan, changes)
@@ -98,6 +98,18 @@ class Changing:
             return self._words().put(plan, setting, int(value) if value.isdecimal() else value)
         except UnusableValue as error:
             raise UnusableValue(f"{setting}={value}: {error}") from error
+
+
+def _without_loss(
+    wanted: NetworkPlan, plan: NetworkPlan, settings: Mapping[str, str]
+) -> NetworkPlan:
+    """Return a checked plan; raises UnusableValue if it leaves out what was to be set."""
+    if "ports" in settings and wanted.ports != plan.ports:
+        raise UnusableValue(
+            f"ports={settings['ports']}: with inbound {plan.inbound} no port is opened; set "
+            "inbound=ports, too"
+        )
+    return plan
 
 
 def _said(plan: NetworkPlan, setting: str) -> str:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agent.worker import ONCE, QUICK, Talker, drops, final, python, until
+from lark_agent.datapath.pins import CURRENT
+from lark_agent.datapath.plan import plan_state
+from lark_agent.linux.bpf import Map
+from tests.agent.worker import ONCE, QUICK, Talker, drops, final, pins, python, records, until
 from tests.lab.topology import CAMPUS, INTERNET
 from tests.lab.world import Lab
 
@@ -211,6 +215,26 @@ for _ in range(100):
     assert discarded(world) == before + 100, "the child's datagrams arrived"
     probe.end()
     assert final(world, job.job_id) == record
+
+
+def test_the_plan_of_an_ended_job_is_off(world: Lab) -> None:
+    """Whoever is left, and whatever right to its links and routes it has: nothing passes.
+
+    Sockets are aborted and routes are taken away, too, so traffic alone would not show it.
+    """
+    job = world.start_job(["sleep", "60"])
+    until(lambda: job.job_id in records(world), "its record")
+    with Map.open(pins(world) / CURRENT / "plan") as plans:
+
+        def active() -> bool:
+            slot = records(world)[job.job_id].slot
+            return plan_state(plans.get(slot.to_bytes(4, sys.byteorder)) or b"")[0]
+
+        assert active()
+        job.kill(9)
+        job.result()
+        final(world, job.job_id)
+        assert not active()
 
 
 def discarded(lab: Lab) -> int:

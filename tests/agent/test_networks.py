@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lark_agent.model import Connectivity, Count, ExitReason
+from lark_agent.sandbox import nearby
 from tests.agent.test_isolation import KNOCK, Listener
 from tests.agent.worker import (
     ONCE,
@@ -211,7 +212,15 @@ def test_a_job_that_calls_its_whole_network_deafens_nobody(lab: Lab) -> None:
     lab.agent(ON_LAB)
     flood = lab.start_job(python(SPREAD, "2001:db8:20::", "60"))
     until(lambda: "spreading" in flood.starter.stdout, "the flood")
-    time.sleep(1)
+    slot = records(lab)[flood.job_id].slot
+    known = ["ip", "-n", f"lark{slot}", "-6", "neigh", "show", "nud", "all"]
+    seen: set[str] = set()
+    for _ in range(10):
+        seen |= {line.split()[0] for line in lab.run(known).stdout.splitlines()}
+        time.sleep(0.1)
+    # groups that are solicited come and go with their packets
+    found = [address for address in seen if not address.startswith("ff")]
+    assert nearby.MOST // 2 < len(found) <= nearby.MOST
     find = "import socket, sys; socket.create_connection((sys.argv[1], 7), 8)"
     other = lab.start_job(python(find, SITE6), user="bob")
     assert other.result().status == 0, other.result().stderr

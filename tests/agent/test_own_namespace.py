@@ -252,7 +252,7 @@ def test_a_link_that_the_job_deletes_loses_no_count(lab: Lab, tmp_path: Path) ->
     there.chmod(0o777)
     for name in ("talk1", "end"):
         (there / name).touch()
-    talk = python(TALK, "/run/lab/home/alice/there", CAMPUS.ipv4)
+    talk = python(TALK, "/run/lab/home/alice/there", CAMPUS.ipv4, "9")
     script = 'eval "$0"; ip link delete eth0; ping -c1 -w1 -q 198.51.100.10; true'
     for _ in range(3):
         before = set(records(lab))

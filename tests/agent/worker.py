@@ -38,8 +38,9 @@ drain_seconds = 3
 TALK = """
 import itertools, pathlib, socket, sys, time
 there = pathlib.Path(sys.argv[1])
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.connect((sys.argv[2], 9))
+family = socket.AF_INET6 if ":" in sys.argv[2] else socket.AF_INET
+sock = socket.socket(family, socket.SOCK_DGRAM)
+sock.connect((sys.argv[2], int(sys.argv[3])))
 (there / "ready").touch()
 for number in itertools.count(1):
     while not (there / f"talk{number}").exists():
@@ -162,7 +163,7 @@ class Talker:
     """A running job that sends `ONCE` to the campus whenever it is told to."""
 
     def __init__(
-        self, lab: Lab, *, user: str = "alice", to: str = CAMPUS.ipv4,
+        self, lab: Lab, *, user: str = "alice", to: str = CAMPUS.ipv4, port: int = 9,
         start: Callable[[list[str]], Any] | None = None,
     ) -> None:  # fmt: skip
         """`start` starts it otherwise than as a job of its own."""
@@ -171,7 +172,7 @@ class Talker:
         self._there.mkdir()
         self._there.chmod(0o777)
         self._turns = itertools.count(1)
-        command = python(TALK, inside, to)
+        command = python(TALK, inside, to, str(port))
         self.job: Any = start(command) if start else lab.start_job(command, user=user)
         until(self._exists("ready"), "a job that starts")
 

@@ -1,16 +1,13 @@
 """The guards of the programs, each with the ordinary test that must fail without it.
 
-A mutant is the source with one expression taken for another. Its `test` is a function of this
-directory's tests, run as ever but with the mutant's programs, or names of cases of the tables in
-`cases.py`. The text must occur exactly once in its file, so that a guard which is renamed or goes
-away breaks this table and not only its meaning.
+`MUTANTS` are those of the programs on links (`job.bpf.c`), `OF_HOST` those of the programs on
+control groups (`host.bpf.c`); how they are made is in `mutating.py`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
-
 from tests.datapath import (
+    test_host,
     test_hostile,
     test_links,
     test_marks,
@@ -19,44 +16,7 @@ from tests.datapath import (
     test_verdicts,
     test_worker,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-
-class Mutant(NamedTuple):
-    """A guard removed."""
-
-    attack: str
-    """What it is there against; names the test."""
-    file: str
-    guard: str
-    """The expression, as it is written."""
-    instead: str
-    """The expression that takes its place."""
-    test: Callable[..., None] | tuple[str, ...]
-    """What must fail: a test, or these cases of the tables."""
-    given: tuple[tuple[str, object], ...] = ()
-    """Arguments of a parametrized test."""
-    before: str = ""
-    """What stands before the guard, where the guard alone is not unique."""
-
-
-def never(
-    attack: str, file: str, guard: str, test: Callable[..., None] | tuple[str, ...],
-    **given: object,
-) -> Mutant:  # fmt: skip
-    """Take a condition for false."""
-    return Mutant(attack, file, guard, "0", test, tuple(given.items()))
-
-
-def always(
-    attack: str, file: str, guard: str, test: Callable[..., None] | tuple[str, ...],
-    **given: object,
-) -> Mutant:  # fmt: skip
-    """Take a condition for true."""
-    return Mutant(attack, file, guard, "1", test, tuple(given.items()))
-
+from tests.datapath.mutating import Mutant, always, never
 
 FRAMES = (
     never("forged MAC", "job.bpf.c", "direction == SENT && !same_mac(link->source, own->mac)",
@@ -287,3 +247,35 @@ LIMITS = (
 )  # fmt: skip
 
 MUTANTS = (*FRAMES, *ADDRESSES, *PARSING, *DISCOVERY, *REACH, *WORKER, *INBOUND, *LIMITS)
+
+OF_HOST = (
+    Mutant("group of no job", "host.bpf.c", "DENY", "ALLOW",
+           test_host.test_a_group_without_a_slot_passes_nothing, before="if (!group)\n\t\treturn "),
+    Mutant("group below the job's", "host.bpf.c", "bpf_skb_ancestor_cgroup_id(skb, level)", "0",
+           test_host.test_groups_below_belong_to_the_job),
+    always("traffic as if it stayed on the loopback", "host.bpf.c", "skb->ifindex == LOOPBACK",
+           test_host.test_datagrams_count_as_ip_packets, address=test_host.FAR4, header=28),
+    always("traffic as if it were in a network of the job's own", "host.bpf.c",
+           "is_elsewhere(skb, group)", test_host.test_datagrams_count_as_ip_packets,
+           address=test_host.FAR6, header=48),
+    never("sending without a plan", "host.bpf.c", "!(own->flags & PLAN_ACTIVE)",
+          test_host.test_no_plan_no_packet),
+    Mutant("whatever comes in", "host.bpf.c", "decide(skb, RECEIVED)", "ALLOW",
+           test_host.test_nothing_comes_in_without_a_plan),
+    Mutant("whatever goes out", "host.bpf.c", "decide(skb, SENT)", "ALLOW",
+           test_host.test_no_plan_no_packet),
+    never("what is not IP", "host.bpf.c", "p->type != TYPE_IPV4 && p->type != TYPE_IPV6",
+          test_host.test_what_is_not_ip_does_not_pass),
+    never("family that the plan lacks", "host.bpf.c",
+          "p->type == TYPE_IPV4 ? !own->addr4 : !own->addr6[3]",
+          test_host.test_a_family_that_the_plan_lacks, given=test_host.FAR4,
+          lacking=test_host.FAR6),
+    never("source route", "host.bpf.c", "direction == SENT && p->detour",
+          test_host.test_source_routes_do_not_leave),
+    never("sandboxes", "host.bpf.c", "found && found->first",
+          test_host.test_sandboxes_are_not_reached),
+    always("denied class", "host.bpf.c", "own->classes >> *row & 1",
+           test_host.test_a_denied_class_is_not_reached),
+    never("quota", "host.bpf.c", "charge(slot, direction, row, p.bytes) != PASS",
+          test_host.test_a_quota_cuts_to_the_packet),
+)  # fmt: skip

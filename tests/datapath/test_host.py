@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from lark_agent.linux import cgroups, namespaces
 from lark_agent.model import Count, Direction, DropReason
 from tests.agent.worker import until
 from tests.conftest import mount
+from tests.datapath.frames import ethernet, ipv6
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +50,12 @@ for _ in range(number):
         pass
 print(passed)
 """
+# argv: descriptor of a program, frame, interface; prints the program's word
+RUN = """
+import sys
+from tests.datapath.testrun import Frame, run
+print(run(int(sys.argv[1]), Frame(bytes.fromhex(sys.argv[2])), int(sys.argv[3]))[0])
+"""
 
 
 class World:
@@ -70,6 +78,60 @@ class World:
             check=True,
         )
         return int(done.stdout)
+
+    def judge(self, frame: bytes) -> int:
+        """Give a frame to the program for what is sent, in the group; returns its word."""
+        program = self.programs._programs["host_sent"]
+        command = [sys.executable, "-c", RUN, str(program), frame.hex()]
+        done = subprocess.run(
+            [*command, str(socket.if_nametoindex("near"))],
+            preexec_fn=lambda: cgroups.move(os.getpid(), self.group),
+            pass_fds=[program],
+            cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        return int(done.stdout)
+
+    def receive(self, address: str, number: int = 10) -> int:
+        """Have the far host send to a socket of the group; returns how many came in."""
+        script = (
+            "import socket, sys\n"
+            "sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
+            f"sock.bind(({address!r}, 9))\n"
+            "print(flush=True)\n"
+            "sys.stdin.read()\n"
+            "came = 0\n"
+            "sock.setblocking(False)\n"
+            "try:\n"
+            "    while sock.recv(2000):\n"
+            "        came += 1\n"
+            "except BlockingIOError:\n"
+            "    print(came)\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-S", "-c", script],
+            preexec_fn=lambda: cgroups.move(os.getpid(), self.group),  # noqa: PLW1509  no threads here
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        ) as listener:  # fmt: skip
+            assert listener.stdout is not None
+            listener.stdout.readline()
+
+            def send() -> None:
+                with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                    for _ in range(number):
+                        sock.sendto(bytes(100), (address, 9))
+
+            namespaces.run_inside("far", send)
+            until(lambda: self.seen >= number, "what was sent", 5)
+            return int(listener.communicate()[0])
+
+    @property
+    def seen(self) -> int:
+        """Return how many packets came, whether they were let in or not."""
+        counters = self.maps.read([SLOT])[SLOT]
+        came = counters.used_by(0, Direction.RECEIVED).packets
+        return came + sum(counters.dropped_for(reason).packets for reason in DropReason)
 
     def counted(self) -> Count:
         """Return what the slot has sent."""
@@ -144,6 +206,43 @@ def test_a_quota_cuts_to_the_packet(world: World) -> None:
     assert world.send(FAR4, number=15) == 10
     assert world.counted() == Count(10, 1280)
     assert world.dropped(DropReason.QUOTA) == 5
+
+
+def test_nothing_comes_in_without_a_plan(world: World) -> None:
+    """What others send to a group's socket is dropped, and counted when there is a plan."""
+    assert world.receive("192.0.2.1") == 0
+    assert world.dropped(DropReason.NO_PLAN) == 10
+    world.maps.activate(SLOT, PLAN)
+    assert world.receive("192.0.2.1", number=11) == 11
+    counters = world.maps.read([SLOT])[SLOT]
+    assert counters.used_by(0, Direction.RECEIVED) == Count(11, 11 * 128)
+
+
+@pytest.mark.parametrize(("given", "lacking"), [(FAR4, FAR6), (FAR6, FAR4)])
+def test_a_family_that_the_plan_lacks(world: World, given: str, lacking: str) -> None:
+    """A job for IPv4 alone does not use the worker's IPv6, nor the other way round."""
+    one = replace(PLAN, addr6=None) if given == FAR4 else replace(PLAN, addr4=None)
+    world.maps.activate(SLOT, one)
+    assert world.send(lacking) == 0
+    assert world.dropped(DropReason.SPOOFED_ADDRESS) == 10
+    assert world.send(given) == 10
+
+
+def test_a_denied_class_is_not_reached(world: World) -> None:
+    """Neither family, while the rest is."""
+    table = world.maps.set_classes({"denied": [f"{FAR4}/32"]})
+    world.maps.activate(SLOT, replace(PLAN, classes=table.mask({"other"})))
+    assert world.send(FAR4) == 0
+    assert world.dropped(DropReason.CLASS_DENIED) == 10
+    assert world.send(FAR6) == 10
+
+
+def test_what_is_not_ip_does_not_pass(world: World) -> None:
+    """The kernel shows the programs nothing but IP; one that did would get nothing past them."""
+    world.maps.activate(SLOT, PLAN)
+    assert world.judge(ethernet(ipv6(destination=FAR6), 0x86DD)) == 1
+    assert world.judge(ethernet(ipv6(destination=FAR6), 0x88B5)) == 0
+    assert world.dropped(DropReason.LINK_LAYER) == 1
 
 
 def test_sandboxes_are_not_reached(world: World) -> None:

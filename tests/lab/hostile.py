@@ -2,8 +2,9 @@
 
 Runs as ``python hostile.py CAMPUS4 CAMPUS6 INTERNET4 [--userns] NAME ...``: with the addresses of
 the lab's far hosts (port 9 discards) and the names of attempts; prints JSON, name → "done" or the
-kernel's refusal. With --userns it first becomes root of a user namespace of its own. Standard
-library only: it runs without the package.
+kernel's refusal. With --userns it first becomes root of a user namespace of its own; with --forever
+it says "begun" and tries again and again until it is killed. Standard library only: it runs without
+the package.
 """
 
 from __future__ import annotations
@@ -259,6 +260,37 @@ def ports() -> None:
             raise
 
 
+def packets() -> None:
+    """Send as many packets as the worker takes, each as small as can be."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect((CAMPUS4, DISCARD))
+        for _ in range(1000):
+            sock.send(b"x")
+
+
+def connections() -> None:
+    """Begin connections and give them up."""
+    for number in range(200):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            sock.connect_ex((CAMPUS4, 10_000 + number))
+
+
+def fragments() -> None:
+    """Send what the worker has to put together before it can judge it."""
+    for family, address in (socket.AF_INET, CAMPUS4), (socket.AF_INET6, CAMPUS6):
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            for _ in range(20):
+                sock.sendto(bytes(8000), (address, DISCARD))
+
+
+def raw_sockets() -> None:
+    """Ask for what forges, and do what any user may."""
+    for attempt in (raw_socket, raw_socket6, tunnel, packet_socket, forged_source6, segment_route6):
+        with contextlib.suppress(PermissionError):
+            attempt()
+
+
 def namespaces() -> None:
     """Make networks of its own, and look for a way out of one."""
     for _ in range(40):
@@ -309,6 +341,12 @@ def main() -> None:
             ("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1"),
         ):  # fmt: skip
             Path("/proc/self", file).write_text(text, encoding="ascii")
+    if names[:1] == ["--forever"]:
+        print("begun", flush=True)
+        while True:
+            for name in names[1:]:
+                with contextlib.suppress(OSError):
+                    globals()[name]()
     told = {}
     for name in names:
         try:
