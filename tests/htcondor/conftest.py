@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.htcondor import root
+from tests.htcondor import programs, root
 from tests.htcondor.pool import Pool
 from tests.lab.world import Lab
 
@@ -34,6 +34,17 @@ def pool(condor_root: Path) -> Iterator[Pool]:
         agent = lab.agent(AGENT)
         yield Pool(lab, condor_root)
         agent.terminate()
+
+
+@pytest.fixture(scope="module")
+def ours(pool: Pool) -> str:
+    """Return what `lark-agent htcondor-config` writes about the starter's programs."""
+    programs.install(pool.lab)
+    pool.machine.path("/usr/local/bin/lark-agent").symlink_to(programs.AGENT)
+    written = pool.run([programs.AGENT, "htcondor-config"]).stdout.splitlines()
+    lines = [line for line in written if line.startswith("STARTER.")]
+    assert len(lines) == 2, written
+    return "\n".join([*lines, ""])
 
 
 AGENT = """

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.htcondor import programs
 from tests.lab.filesystem import USERS
 
 if TYPE_CHECKING:
@@ -51,17 +50,6 @@ def library(pool: Pool) -> None:
     compiler = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(target)]
     subprocess.run(compiler, input=AUDIT, text=True, check=True, timeout=60)
     os.chown(target, USERS["alice"].uid, USERS["alice"].uid)
-
-
-@pytest.fixture(scope="module")
-def ours(pool: Pool) -> str:
-    """Return what `lark-agent htcondor-config` writes about the starter's programs."""
-    programs.install(pool.lab)
-    pool.machine.path("/usr/local/bin/lark-agent").symlink_to(programs.AGENT)
-    written = pool.run([programs.AGENT, "htcondor-config"]).stdout.splitlines()
-    lines = [line for line in written if line.startswith("STARTER.")]
-    assert len(lines) == 2, written
-    return "\n".join([*lines, ""])
 
 
 class Shelled:
