@@ -48,14 +48,11 @@ def test_a_container_job_is_in_its_sandbox(pool: Pool, image: str) -> None:
     assert job.record()["final"]
 
 
-def test_no_shell_into_a_container_is_outside_of_its_sandbox(
-    pool: Pool, image: str, ours: str
-) -> None:
+def test_no_shell_into_a_container_is_outside_of_its_sandbox(pool: Pool, image: str) -> None:
     """The starter would start it in the worker's network, as root; so it finds no program for it.
 
     Without our file the shell answers with the worker's network (25.14.1).
     """
-    pool.configure("71-ssh", ours)
     job = pool.submit(
         "while :; do read -t 1 line; done < /dev/zero",
         universe="container",
