@@ -340,7 +340,8 @@ class Gate:
         """Name the job and decide about it; None if it hangs up meanwhile."""
         job, ad = identify(request, caller)
         machine = ads.parse(request.machine_ad or b"", "machine ad")
-        asking = Asking(job, ad, machine, request.options.get("profile", ""))
+        announced = request.purpose is wire.Purpose.PREPARE
+        asking = Asking(job, ad, machine, request.options.get("profile", ""), announced)
         policy = self._policy()
         if not policy.callout.command:
             return job, policy.plan(asking)

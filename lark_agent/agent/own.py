@@ -5,17 +5,21 @@ network. Then the caller is told to make a namespace, and says when it has; befo
 taken from the pool, so one that keeps silent holds nothing. That order is what tells it from a job
 in a sandbox, which also could make a namespace with nothing in it.
 
-The namespace is not received: the kernel says in which one the caller is. For a job that is only
+The namespace is not received: the kernel says in which one the caller is. What is in there is the
+caller's doing, so it is looked at in a thread of its own and for a bounded time, and before a
+sandbox is taken, which a refusal after that would spoil. For a job that is only
 announced nothing is kept, since there is no namespace yet; but a refusal can be told. Later
 processes of a job join what the first one made, whose user they are.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import TYPE_CHECKING
 
 from lark_agent.agent import conversation
+from lark_agent.agent.tasks import OwnThread
 from lark_agent.errors import InvalidRequest, KernelError, PolicyRefusal, Unavailable
 from lark_agent.hooks import request as wire
 from lark_agent.linux import process
@@ -46,6 +50,7 @@ class OwnNamespaces:
         """`hand_over` moves a sandbox into the namespace behind a descriptor."""
         self._hand_over = hand_over
         self._allowed = allowed
+        self._looking = OwnThread("look")
 
     def check(self, plan: NetworkPlan) -> None:
         """Raise PolicyRefusal if a job with this plan can have no namespace of its own."""
@@ -84,11 +89,34 @@ class OwnNamespaces:
         except (KernelError, BrokenPipeError, ConnectionResetError):
             return -1
         try:
-            own.check_owner(namespace, caller.uid)
+            await self._look(namespace, caller.uid)
         except BaseException:
             os.close(namespace)
             raise
         return namespace
+
+    async def _look(self, namespace: int, uid: int) -> None:
+        """Raise Refused unless the namespace is the user's, and as a new one is."""
+        own.check_owner(namespace, uid)
+        kept = os.dup(namespace)  # it may be looked at for longer than is waited
+
+        def look() -> None:
+            try:
+                own.check_empty(kept)
+            finally:
+                os.close(kept)
+
+        try:
+            await asyncio.wait_for(self._looking(look), _SECONDS)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"the caller's network namespace could not be looked at in {_SECONDS:g} s; is "
+                "somebody making interfaces without end?"
+            ) from error
+        except KernelError as error:
+            raise Unavailable(
+                f"the worker cannot look into the job's namespace: {error}"
+            ) from error
 
     async def furnish(self, sandbox: Sandbox, namespace: int) -> None:
         """Let the namespace be the sandbox's. Raises Refused; then the sandbox is spoilt."""

@@ -41,6 +41,14 @@ ACCOUNT = (
 )  # fmt: skip
 """Names that `job_attributes` gives, and nobody else may."""
 MEGA = 10**6
+UNNEGOTIATED = (
+    "ifThenElse(PartitionableSlot =?= true,"
+    " max({ 0, BandwidthBooked - (TotalBandwidth - Bandwidth) }), undefined)"
+)
+"""What jobs have been guaranteed beyond what the startd has given out, by the startd's own count.
+
+Jobs outside HTCondor; or one that raised its own share by an ad in its directory.
+"""
 _SLOT = re.compile(r"[A-Za-z0-9_]{1,64}")
 
 Attributes = dict[str, str]
@@ -119,6 +127,7 @@ def machine_ad(state: MachineState, used: Rates, *, ready_until: int) -> Attribu
         "BandwidthCapacity": str(capacity),
         "BandwidthBooked": str(booked),
         "AvailBandwidth": str(max(0, capacity - booked)),
+        "BandwidthUnnegotiated": UNNEGOTIATED,
         "BandwidthUsedIncoming": f"{used.received / MEGA:.3f}",
         "BandwidthUsedOutgoing": f"{used.sent / MEGA:.3f}",
     }

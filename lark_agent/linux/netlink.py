@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from lark_agent.errors import KernelError
@@ -65,6 +66,13 @@ class Netlink:
             except Interrupted:
                 continue
         raise KernelError(tried, f"the table changed during {_DUMP_ATTEMPTS} readings in a row")
+
+    def some(self, kind: int, body: bytes, most: int, tried: str) -> list[bytes]:
+        """Return the bodies of the first messages of a dump; the rest is never asked for.
+
+        For dumps whose length is somebody else's choice. The socket is of no more use after.
+        """
+        return list(islice(self._exchange(kind, NLM_F_DUMP, body, tried), most))
 
     def call(self, kind: int, body: bytes, tried: str, flags: int = 0) -> None:
         """Send one request and wait for its acknowledgement."""

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 OUTBOUND, INBOUND, PROFILE = "OutboundConnectivity", "InboundConnectivity", "RequestedProfile"
 VLAN, BANDWIDTH, PROTOCOL = "RequestedVLAN", "RequestBandwidth", "IPProtocol"
 ACCOUNTING = "NetworkAccounting"
-NEGOTIATED = "Bandwidth"
-"""Of the machine ad."""
+NEGOTIATED, PROVISIONED = "Bandwidth", "BandwidthProvisioned"
+"""Of the machine ad, and of the job's."""
 NAMES = frozenset(
     name.lower() for name in (OUTBOUND, INBOUND, PROFILE, VLAN, BANDWIDTH, PROTOCOL, ACCOUNTING)
 )
@@ -62,9 +62,15 @@ class Bounds:
     """What the batch system gave the job of the worker's bandwidth; None if it gives none out."""
 
 
-def negotiated(machine: Ad) -> Rates | None:
-    """Return the bandwidth that a batch system's machine ad has for the job; Mbit/s there."""
-    found = integer_of(machine, NEGOTIATED)
+def negotiated(ad: Ad, machine: Ad, *, announced: bool) -> Rates | None:
+    """Return the bandwidth that the batch system gave the job here; Mbit/s in its ads.
+
+    The machine ad is a file in a directory of the job's user. The job ad of a job that is only
+    `announced` is not: HTCondor's starter gives it to the hook, and what was provisioned stands in
+    it, as the schedd has it.
+    """
+    found = integer_of(ad, PROVISIONED) if announced else None
+    found = integer_of(machine, NEGOTIATED) if found is None else found
     return None if found is None else rates(min(max(0, found), MOST_RATE // 10**6))
 
 

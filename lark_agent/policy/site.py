@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lark_agent.config import AgentSettings, Callout, Requests, Rule
-    from lark_agent.model import Job, NetworkPlan
+    from lark_agent.model import Job, NetworkPlan, Rates
     from lark_agent.policy.ads import Ad
 
 NO_OBJECTION = Overrides()
@@ -63,6 +63,8 @@ class Asking:
     """The batch system's machine ad."""
     option: str = ""
     """Profile named on the command line of lark-run."""
+    announced: bool = False
+    """The batch system asks, before there is a process of the job."""
 
     @property
     def requested(self) -> str:
@@ -137,7 +139,7 @@ class SitePolicy:
             self.requests,
             self.words,
             lambda it: self._whole(_with(self.words, it, values)),
-            requests.negotiated(asking.machine) if asking.job.verified else None,
+            _negotiated(asking),
         )
         for by, after, why in requests.fulfil(plan, asking.requested, asking.ad, bounds):
             trace.extend(_differences(by, plan, after, why))
@@ -209,6 +211,12 @@ class SitePolicy:
             raise PolicyRefusal(
                 f"the site's policy cannot decide: the callout answers profile '{profile}': {error}"
             ) from error
+
+
+def _negotiated(asking: Asking) -> Rates | None:
+    if not asking.job.verified:
+        return None
+    return requests.negotiated(asking.ad, asking.machine, announced=asking.announced)
 
 
 def _compiled(number: int, rule: Rule) -> CompiledRule:

@@ -16,11 +16,12 @@ there.
 from __future__ import annotations
 
 import os
+import socket
 from typing import TYPE_CHECKING
 
 from lark_agent.errors import PolicyRefusal
-from lark_agent.linux import namespaces, sysctl
-from lark_agent.linux.links import Links
+from lark_agent.linux import namespaces, netlink, sysctl
+from lark_agent.linux.netlink import Netlink
 from lark_agent.model import Connectivity
 
 if TYPE_CHECKING:
@@ -28,6 +29,23 @@ if TYPE_CHECKING:
 
 KINDS = frozenset({Connectivity.NAT, Connectivity.ROUTED, Connectivity.NONE})
 """The connectivities of which nothing rests on the inside."""
+_BORN_WITH = frozenset(
+    {
+        "lo",
+        "tunl0",
+        "gre0",
+        "gretap0",
+        "erspan0",
+        "ip_vti0",
+        "ip6_vti0",
+        "sit0",
+        "ip6tnl0",
+        "ip6gre0",
+    }
+)
+"""What a new namespace has: where tunnels' modules are loaded, one of each kind
+(net.core.fb_tunnels_only_for_init_net)."""
+_RTM_GETLINK, _IFINFO, _IFLA_IFNAME = 18, 16, 3  # include/uapi/linux/{rtnetlink,if_link}.h
 
 
 def check_owner(namespace: int, uid: int) -> None:
@@ -41,11 +59,7 @@ def check_owner(namespace: int, uid: int) -> None:
 
 
 def prepare(namespace: int, inside: Callable[[], None]) -> None:
-    """Check that it is empty, then run `inside` there, with what the worker allows its users.
-
-    Raises PolicyRefusal, KernelError.
-    """
-    check_empty(namespace)
+    """Run `inside` there, with what the worker allows its users. Raises KernelError."""
     # ping has no privilege here; a new namespace lets nobody ping without
     groups = sysctl.read("net/ipv4/ping_group_range")
 
@@ -57,16 +71,27 @@ def prepare(namespace: int, inside: Callable[[], None]) -> None:
 
 
 def check_empty(namespace: int) -> None:
-    """Raise PolicyRefusal if there is more than a loopback in it, the link of a sandbox, say."""
+    """Raise PolicyRefusal if somebody put an interface there, the link of a sandbox, say.
 
-    def names() -> set[str]:
-        with Links() as links:
-            return set(links.names(""))
+    How many there are is the caller's choice, so it is not asked: names differ, so that one of the
+    first few is none that a new namespace has.
+    """
 
-    if found := namespaces.run_in(namespace, names) - {"lo"}:
+    def names() -> list[str]:
+        with Netlink(socket.NETLINK_ROUTE) as rtnetlink:
+            first = rtnetlink.some(
+                _RTM_GETLINK, bytes(_IFINFO), len(_BORN_WITH) + 1, "listing interfaces"
+            )
+        attributes = [dict(netlink.attributes(message[_IFINFO:])) for message in first]
+        return [each[_IFLA_IFNAME].rstrip(b"\0").decode(errors="replace") for each in attributes]
+
+    found = next(
+        (name for name in namespaces.run_in(namespace, names) if name not in _BORN_WITH), ""
+    )
+    if found:
         raise PolicyRefusal(
-            f"the network namespace that the caller made has interfaces ({len(found)}) already; "
-            "start the command by lark-run, from outside of any"
+            f"the network namespace that the caller made has an interface {found!r} already; start "
+            "the command by lark-run, from outside of any"
         )
 
 

@@ -296,6 +296,22 @@ def test_a_caller_that_makes_nothing_holds_nothing(lab: Lab) -> None:
     silent.result()
 
 
+def test_what_is_in_the_namespace_is_looked_at_before_anything_is_taken(lab: Lab) -> None:
+    """A caller whose namespace is not new is refused, and spoils no sandbox that was ready."""
+    agent = lab.agent(QUICK.replace("slots = 4", "slots = 1"))
+    place = lab.path("/run/netns/lark0")
+    until(lambda: place.exists() and place.stat().st_ino, "a sandbox that is ready")
+    ready = place.stat().st_ino
+    done = impostor(lab, "asks-first:eth7", "true").result()
+    assert done.status == 125
+    assert "has an interface 'eth7' already" in done.stderr
+    assert place.stat().st_ino == ready
+    # what tunnels' modules put into every new namespace is nobody's doing
+    assert impostor(lab, "asks-first:tunl0", "true").result().status == 0
+    assert agent.terminate() == 0
+    assert in_kernel(lab) == set()
+
+
 def test_a_site_may_forbid_it(lab: Lab) -> None:
     """Then the job is refused, with the setting's name."""
     lab.agent(QUICK.replace("[pool]", "[pool]\nown_namespaces = false"))

@@ -215,6 +215,21 @@ def test_a_guarantee_is_booked_when_it_is_reserved(lab: Lab) -> None:
     assert final(lab, second.job_id).usage.sent == times(ONCE, 2)
 
 
+def test_what_was_provisioned_cannot_be_raised_by_a_file(lab: Lab) -> None:
+    """The hook's ad comes from the starter; those in the scratch directory are the user's."""
+    lab.agent(pool() + '[uplink]\nrate = "100 Mbit/s"\n[requests]\nbandwidth = "90 Mbit/s"\n')
+    starter = Starter(lab, ad={"RequestBandwidth": 80, "BandwidthProvisioned": 20})
+    starter.rewrite(".machine.ad", "Bandwidth = 80\n")
+    told = starter.prepare()
+    assert told is not None
+    assert told[0] in HOLD
+    assert "the batch system gave it 20 Mbit/s" in told[1]
+    honest = Starter(lab, ad={"RequestBandwidth": 20, "BandwidthProvisioned": 20})
+    assert honest.prepare() is None
+    honest.rewrite(".job.ad", "RequestBandwidth = 80\nBandwidthProvisioned = 80\n")
+    assert honest.run(["true"]).wait().status == 0, "what was announced holds"
+
+
 def test_only_what_the_batch_system_starts_may_reserve(lab: Lab) -> None:
     """A user at a prompt who runs the hook by hand takes no sandbox."""
     lab.agent(pool())

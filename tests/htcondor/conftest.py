@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.htcondor import root
+from tests.htcondor import programs, root
 from tests.htcondor.pool import Pool
 from tests.lab.world import Lab
 
@@ -32,10 +32,24 @@ def pool(condor_root: Path) -> Iterator[Pool]:
     """Give the module's tests a pool whose jobs start through the wrapper, and its agent."""
     with Lab() as lab:
         agent = lab.agent(AGENT)
-        yield Pool(lab, condor_root)
+        pool = Pool(lab, condor_root)
+        programs.install(lab)
+        pool.machine.path("/usr/local/bin/lark-agent").symlink_to(programs.AGENT)
+        pool.configure(STARTERS, starters_programs(pool))
+        yield pool
         agent.terminate()
 
 
+def starters_programs(pool: Pool) -> str:
+    """Return what `lark-agent htcondor-config` writes about the starter's programs."""
+    written = pool.run([programs.AGENT, "htcondor-config"]).stdout.splitlines()
+    lines = [line for line in written if line.startswith("STARTER.")]
+    assert len(lines) == 2, written
+    return "\n".join([*lines, ""])
+
+
+STARTERS = "70-starters-programs"
+"""File of config.d."""
 AGENT = """
 [accounting]
 interval_seconds = 1

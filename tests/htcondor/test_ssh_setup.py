@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.htcondor import programs
+from tests.htcondor.conftest import STARTERS, starters_programs
 from tests.lab.filesystem import USERS
 
 if TYPE_CHECKING:
@@ -53,17 +53,6 @@ def library(pool: Pool) -> None:
     os.chown(target, USERS["alice"].uid, USERS["alice"].uid)
 
 
-@pytest.fixture(scope="module")
-def ours(pool: Pool) -> str:
-    """Return what `lark-agent htcondor-config` writes about the starter's programs."""
-    programs.install(pool.lab)
-    pool.machine.path("/usr/local/bin/lark-agent").symlink_to(programs.AGENT)
-    written = pool.run([programs.AGENT, "htcondor-config"]).stdout.splitlines()
-    lines = [line for line in written if line.startswith("STARTER.")]
-    assert len(lines) == 2, written
-    return "\n".join([*lines, ""])
-
-
 class Shelled:
     """A job with the library, and a shell into it."""
 
@@ -96,7 +85,7 @@ def loaded(pool: Pool) -> dict[str, set[str]]:
 @pytest.mark.usefixtures("library")
 def test_as_installed_it_runs_in_the_workers_network(pool: Pool) -> None:
     """The control: without our file HTCondor lets the user's code out."""
-    pool.configure("70-ssh", "")
+    pool.configure(STARTERS, "")
     shelled = Shelled(pool, "theirs")
     assert shelled.shell.stdout.split()[-1:] == [shelled.network], shelled.shell.stderr
     assert "ssh-keygen" in loaded(pool)[pool.host()]
@@ -104,9 +93,9 @@ def test_as_installed_it_runs_in_the_workers_network(pool: Pool) -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_it_runs_in_the_jobs_sandbox(pool: Pool, ours: str) -> None:
+def test_it_runs_in_the_jobs_sandbox(pool: Pool) -> None:
     """Script, ssh-keygen and shell; nothing of the user's anywhere else; and it works."""
-    pool.configure("70-ssh", ours)
+    pool.configure(STARTERS, starters_programs(pool))
     shelled = Shelled(pool, "ours")
     assert shelled.shell.stdout.split()[-1:] == [shelled.network], shelled.shell.stderr
     seen = loaded(pool)
@@ -116,9 +105,9 @@ def test_it_runs_in_the_jobs_sandbox(pool: Pool, ours: str) -> None:
     shelled.end()
 
 
-def test_the_starters_other_programs_are_htcondors(pool: Pool, ours: str) -> None:
+def test_the_starters_other_programs_are_htcondors(pool: Pool) -> None:
     """A plugin for file transfer is found by the same setting."""
-    pool.configure("70-ssh", ours)
+    pool.configure(STARTERS, starters_programs(pool))
     fetched = "http://server.campus.test/bytes/1000"
     job = pool.submit("wc -c < 1000", transfer_input_files=fetched)
     assert job.ended().stdout.split() == ["1000"]

@@ -161,6 +161,8 @@ def test_requested_bandwidth_is_booked_and_enforced(pool: Pool) -> None:
     pool.await_true(lambda: machine(pool).get("BandwidthBooked") == 100)
     during = machine(pool)
     assert (during["Bandwidth"], during["AvailBandwidth"]) == (800, 800)
+    told = ["condor_status", "-constraint", "PartitionableSlot", "-af", "BandwidthUnnegotiated"]
+    assert pool.run(told).stdout.split() == ["0"]
     classes = pool.lab.run(["tc", "class", "show", "dev", "larkup"]).stdout
     # with what Ethernet adds to packets of an MTU
     assert re.search(r"parent 1:1 .* rate 100\d{3}Kbit ", classes), classes

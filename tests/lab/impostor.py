@@ -3,7 +3,8 @@
 Runs as ``python impostor.py ORDER COMMAND...``. It makes the user and network namespace that the
 agent furnishes, but maps its user to root there, keeps every capability, and starts the command
 with them. ORDER is "asks-first", as lark-run, or "makes-first", which is how a job in a sandbox
-would look; with "says-nothing" it asks and makes nothing. Standard library only.
+would look; with "says-nothing" it asks and makes nothing; "asks-first:NAME" makes an interface of
+that name in it. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import os
 import socket
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -57,8 +59,10 @@ def main() -> None:
     if order == "says-nothing":
         print("silent", flush=True)
         time.sleep(60)
-    if order == "asks-first":
+    if order.startswith("asks-first"):
         make()
+        for name in order.split(":")[1:]:
+            subprocess.run(["ip", "link", "add", name, "type", "bridge"], check=True)
     agent.send(HEADER.pack(b"LARK", 1, 0))
     answer(agent, GRANTED)
     os.execvp(command[0], command)

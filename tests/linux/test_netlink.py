@@ -105,3 +105,10 @@ def test_the_kernel_itself_answers() -> None:
         assert any(b"lo\0" in link for link in links)
         with pytest.raises(KernelError, match="asking nonsense"):
             netlink.call(17, struct.pack("=BxHiII", 0, 0, 999_999, 0, 0), "asking nonsense")
+
+
+def test_of_a_long_dump_only_as_much_is_read_as_was_wanted() -> None:
+    """What the kernel still has to say is not asked for."""
+    kernel = Kernel([(DATA, 0, b"a"), (DATA, 0, b"b"), (DATA, 0, b"c"), DONE_WELL])
+    assert talking_to(kernel).some(1, b"", 2, "reading") == [b"a", b"b"]
+    assert len(kernel._data) == 2

@@ -254,7 +254,11 @@ def test_a_job_books_bandwidth() -> None:
 
 
 def test_no_more_bandwidth_than_the_batch_system_gave() -> None:
-    """A job's ad that asks for more than was negotiated is refused; a forged machine ad is not."""
+    """A job that asks for more than was negotiated is refused; machine ads count of the verified.
+
+    What was provisioned stands in the ad of a job that is announced, and counts there alone: later
+    that ad is a file of the job's user.
+    """
     policy = site(f'{UPLINK}[requests]\nbandwidth = "400 Mbit/s"')
     job = Job(Scheduler.HTCONDOR, "1.0", "alice", 1001, verified=True)
     given: Ad = {"bandwidth": 100}
@@ -262,6 +266,13 @@ def test_no_more_bandwidth_than_the_batch_system_gave() -> None:
     assert policy.plan(Asking(job, asked, given)).guarantee == Rates(10**8, 10**8)
     with pytest.raises(PolicyRefusal, match="the batch system gave it 100 Mbit/s"):
         policy.plan(Asking(job, {"RequestBandwidth": 101}, given))
+    raised: Ad = {"Bandwidth": 400}
+    told: Ad = {"RequestBandwidth": 101, "BandwidthProvisioned": 100}
+    with pytest.raises(PolicyRefusal, match="the batch system gave it 100 Mbit/s"):
+        policy.plan(Asking(job, told, raised, announced=True))
+    raised_too: Ad = {"RequestBandwidth": 101, "BandwidthProvisioned": 400}
+    with pytest.raises(PolicyRefusal, match="the batch system gave it 100 Mbit/s"):
+        policy.plan(Asking(job, raised_too, given))
     unverified = replace(job, verified=False)
     more: Ad = {"RequestBandwidth": 400}
     assert policy.plan(Asking(unverified, more, given)).guarantee.sent == 4 * 10**8
