@@ -269,9 +269,6 @@ class Attachments:
     def adopt(self, attachment: Attachment) -> None:
         """Watch over an attachment whose plan holds already; finish it if its job is gone."""
         self._living[attachment.record.attachment_id] = attachment
-        if attachment.lost_counters:
-            self._begin_end(attachment, ExitReason.TRUNCATED)
-            return
         loop = asyncio.get_running_loop()
         for member in attachment.watched:
             loop.add_reader(member.pidfd, self._fired, attachment, member)

@@ -45,7 +45,7 @@ from lark_agent.agent.attachment import boot_id
 from lark_agent.agent.attachments import Attachments
 from lark_agent.agent.changing import Changing
 from lark_agent.agent.drain import InSandbox
-from lark_agent.agent.enforcing import Enforcing, is_counted
+from lark_agent.agent.enforcing import Enforcing
 from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.hook import Hook
@@ -184,20 +184,18 @@ class Daemon:
         await self._open_services(stack, answers)
 
     def _renew(self, found: Found) -> None:
-        active, bound = self._datapath.active_slots(), self._datapath.bindings()
         for attachment in found.adopted:
-            sandbox = attachment.sandbox
-            # without a plan but bound: an earlier agent ended between last reading and final record
-            known = sandbox.slot in active or bound.get(sandbox.interface) == sandbox.slot
-            attachment.lost_counters = is_counted(sandbox.connectivity) and not known
-            self._sandboxes.take_over(sandbox)
+            self._sandboxes.take_over(attachment.sandbox)
             self._enforcing.adopt(attachment.holding)
-        for slot in active - {attachment.sandbox.slot for attachment in found.adopted}:
-            self._datapath.deactivate(slot)  # of a job that the journal does not know
+        for slot in found.silenced & self._datapath.active_slots():
+            self._datapath.deactivate(slot)
         self._host_jobs.close_leftovers()
 
     def _recover(self) -> Found:
-        return recover(self._journal, self._numbers, self._run_directory / "numbering")
+        return recover(
+            self._journal, self._numbers, self._run_directory / "numbering",
+            Path(self._settings.paths.bpffs),
+        )  # fmt: skip
 
     def _load_datapath(self) -> datapath.Datapath:
         settings = self._settings

@@ -123,12 +123,7 @@ class Datapath:
 
     def bindings(self) -> dict[int, int]:
         """Return interface index → slot, to compare with the interfaces that exist."""
-        found = {}
-        for key in self._maps["slots"].keys():  # noqa: SIM118  not a dict
-            value = self._maps["slots"].get(key)
-            if value is not None:
-                found[_number(key)] = _number(value)
-        return found
+        return pins.bound(self._maps["slots"])
 
     # Plans
 
@@ -312,7 +307,3 @@ def unload(bpffs: Path) -> None:
     Raises PrerequisiteError if a plan is active: those counters belong to a job.
     """
     pins.remove_pins(bpffs)
-
-
-def _number(value: bytes) -> int:
-    return int.from_bytes(value, sys.byteorder)

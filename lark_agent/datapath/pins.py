@@ -24,8 +24,9 @@ and the error says to drain: counters are never thrown away here.
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lark_agent.datapath import loaders
 from lark_agent.datapath.layout import (
@@ -113,6 +114,30 @@ def remove_pins(root: Path) -> None:
     for name in (*_VERSIONS, LOADING):
         _remove(root / name)
     root.rmdir()
+
+
+class Pinned(NamedTuple):
+    """What the pins of any layout that this release knows say of jobs."""
+
+    plans: frozenset[int]
+    """Slots that let packets pass."""
+    bindings: frozenset[tuple[int, int]]
+    """Interface index, slot."""
+
+
+def look(root: Path) -> Pinned | None:
+    """Return what is pinned, changing nothing; None if no set is. Raises KernelError."""
+    found = next((root / name for name in _VERSIONS if (root / name).exists()), None)
+    if found is None or not all((found / name).exists() for name in ("plan", "slots")):
+        return None
+    with Map.open(found / "plan") as plan, Map.open(found / "slots") as slots:
+        return Pinned(frozenset(active_plans(plan)), frozenset(bound(slots).items()))
+
+
+def bound(slots: Map) -> dict[int, int]:
+    """Return interface index → slot."""
+    values = {key: slots.get(key) for key in slots.keys()}  # noqa: SIM118  not a dict
+    return {_number(key): _number(value) for key, value in values.items() if value is not None}
 
 
 def active_plans(plan: Map) -> dict[int, int]:
@@ -203,3 +228,7 @@ def _remove(directory: Path) -> None:
         for entry in directory.iterdir():
             entry.unlink()
         directory.rmdir()
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)
