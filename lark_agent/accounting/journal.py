@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lark_agent import crash
 from lark_agent.accounting.marks import Mark
 from lark_agent.accounting.questions import hour_shares
 from lark_agent.accounting.room import Room, forget
@@ -373,7 +374,9 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                crash.here("journal.written")
                 self._db.execute("COMMIT")
+                crash.here("journal.committed")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")

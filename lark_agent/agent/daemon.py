@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from lark_agent import datapath
+from lark_agent import crash, datapath
 from lark_agent.accounting.allotments import FILE_NAME as QUOTAS
 from lark_agent.accounting.allotments import Allotments
 from lark_agent.accounting.answers import Answers
@@ -184,6 +184,7 @@ class Daemon:
         await self._open_services(stack, answers)
 
     def _renew(self, found: Found) -> None:
+        crash.here("recovery.loaded")
         for attachment in found.adopted:
             self._sandboxes.take_over(attachment.sandbox)
             self._enforcing.adopt(attachment.holding)
@@ -342,6 +343,7 @@ class Daemon:
         except LarkError as error:
             log.error("reload refused, the old rules stay", error=str(error))
             return
+        crash.here("reload.services")
         self._policy = policy
         self._attachments.prices = Prices.of(fresh.prices)
         self._quotas.site = fresh.quotas
@@ -357,6 +359,7 @@ class Daemon:
             )
         before = self._places.settings
         self._places.take(fresh)
+        crash.here("reload.places")
         try:
             self._worker_side.offer(Services.of(fresh))
         except LarkError:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent import crash
 from lark_agent.agent import observing
 from lark_agent.agent.attachment import Attachment, Member
 from lark_agent.agent.reconcile import Books, Dismantle, Silence, Truncate, repairs
@@ -63,6 +64,7 @@ def recover(journal: Journal, numbers: Addressing, numbering: Path, bpffs: Path)
     for repair in todo:
         if isinstance(repair, Truncate):
             truncate(journal, open_ones.pop(repair.attachment_id).record, repair.why)
+            crash.here("recovery.truncated")
     adopted = [_adopt(living, numbers) for living in open_ones.values()]
     known = numbering.read_text(encoding="utf-8") if numbering.exists() else repr(numbers)
     if adopted and (known != repr(numbers) or any(_moved(one, numbers) for one in adopted)):
@@ -106,6 +108,7 @@ def _remember(numbering: Path, text: str) -> None:
     """Write the arithmetic, whole or not at all: half of it would be another arithmetic."""
     fresh = numbering.with_suffix(".new")
     fresh.write_text(text, encoding="utf-8")
+    crash.here("recovery.numbered")
     fresh.replace(numbering)
 
 

@@ -28,6 +28,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
+from lark_agent import crash
 from lark_agent.datapath import loaders
 from lark_agent.datapath.layout import (
     FLOWS_OF_SLOT,
@@ -76,18 +77,23 @@ def open_pins(root: Path, slots: int, loader: str, python: str) -> tuple[Path, d
         maps = held if keep else _create(loading, slots, held)
         for opened in maps.values():
             on_failure.callback(opened.close)
+        crash.here("upgrade.maps")
         if loader == "bcc":
             loaders.with_bcc(python, current if keep else loading, loading)
         else:
             used = {name: m for name, m in maps.items() if not name.endswith("_names")}
             loaders.with_libbpf(used, loading)
+        crash.here("upgrade.programs")
         if keep:
             for name in PROGRAMS:
                 (loading / name).rename(current / name)
+                crash.here("upgrade.one-renamed")
             loading.rmdir()
         else:
             _remove(current)
+            crash.here("upgrade.older-gone")
             loading.rename(current)
+            crash.here("upgrade.renamed")
         for name in _VERSIONS.keys() - {CURRENT}:
             _remove(root / name)
         for opened in held.values():
@@ -214,6 +220,7 @@ def _create(directory: Path, slots: int, older: dict[str, Map]) -> dict[str, Map
             else:
                 maps[name] = on_failure.enter_context(_made(name, spec))
             bpf.pin(maps[name].fd, directory / name)
+            crash.here("upgrade.one-map")
         if older:
             for slot in active_plans(older["plan"]):
                 value = older["plan"].get(u32(slot)) or b""
