@@ -38,9 +38,9 @@ from lark_agent import crash, datapath
 from lark_agent.accounting.allotments import FILE_NAME as QUOTAS
 from lark_agent.accounting.allotments import Allotments
 from lark_agent.accounting.answers import Answers
-from lark_agent.accounting.journal import Journal
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.quotas import periods_of
+from lark_agent.accounting.salvage import open_journal
 from lark_agent.agent.attachment import boot_id
 from lark_agent.agent.attachments import Attachments
 from lark_agent.agent.changing import Changing
@@ -122,7 +122,10 @@ class Daemon:
         journal_file = Path(settings.paths.state) / JOURNAL_NAME
         room = size(settings.accounting.journal_size)
         reports = bool(settings.collector.address)
-        self._journal = await self._in_journal(lambda: Journal(journal_file, room, reports=reports))
+        self._journal, aside = await self._in_journal(
+            lambda: open_journal(journal_file, room, reports=reports)
+        )
+        self._tasks.errors += Counter({"journal damaged": 1} if aside else {})
         stack.callback(self._journal.close)
         answers = Answers(journal_file)
         stack.callback(answers.close)
