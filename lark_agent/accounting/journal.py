@@ -21,7 +21,7 @@ Damaged if the file is not as it was written (`lark_agent.accounting.salvage`).
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -299,14 +299,7 @@ class Journal:
     def living(self) -> list[Living]:
         """Return the attachments without a final record."""
         with self._reading():
-            rows = self._db.execute(
-                "SELECT body, plan, launch, pid, start_time, boot_id FROM attachments "
-                "WHERE final = 0"
-            ).fetchall()
-        return [
-            Living(record, _launch(launch, Process(*process)), _plan(plan, record))
-            for record, plan, launch, *process in ((decode(body), *row) for body, *row in rows)
-        ]
+            return _living(self._db)
 
     def decided(self, key: str, boot_id: str) -> tuple[Job, NetworkPlan] | None:
         """Return what was decided last for a launch in this boot, None if nothing was."""
@@ -416,6 +409,30 @@ class Journal:
         full = "full" in str(error)
         remedy = "free space on its file system" if full else "check the file and its directory"
         return StoreError(f"cannot {doing} the journal {self._path}: {error}; {remedy}")
+
+
+def read_living(path: Path) -> list[Living]:
+    """Return a journal's attachments without a final record, beside its owner; none: no file.
+
+    Raises StoreError.
+    """
+    if not path.exists():
+        return []
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return _living(database)
+    except damage.ERRORS as error:
+        raise StoreError(f"cannot read the journal {path}: {error}") from error
+
+
+def _living(database: sqlite3.Connection) -> list[Living]:
+    rows = database.execute(
+        "SELECT body, plan, launch, pid, start_time, boot_id FROM attachments WHERE final = 0"
+    ).fetchall()
+    return [
+        Living(record, _launch(launch, Process(*process)), _plan(plan, record))
+        for record, plan, launch, *process in ((decode(body), *row) for body, *row in rows)
+    ]
 
 
 def decode(body: bytes) -> Record:

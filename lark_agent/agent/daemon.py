@@ -58,6 +58,7 @@ from lark_agent.agent.places import Places
 from lark_agent.agent.quotas import Quotas
 from lark_agent.agent.recovery import Found, recover
 from lark_agent.agent.reporter import Reporter
+from lark_agent.agent.rounds import Rounds
 from lark_agent.agent.sandboxes import Sandboxes
 from lark_agent.agent.service import serve
 from lark_agent.agent.tasks import OwnThread, Tasks
@@ -238,6 +239,11 @@ class Daemon:
         self._tasks.keep("addresses", self._follower.guard_addresses)
         self._tasks.keep("sample", self._sample)
         self._tasks.keep("prune", self._prune)
+        rounds = Rounds(
+            self._journal, self._attachments, self._pool, self._datapath, self._numbers,
+            Path(settings.paths.bpffs), self._in_journal, self._in_dismantling, self._tasks,
+        )  # fmt: skip
+        self._tasks.keep("rounds", rounds.run)
         self._metering = Metering(
             self._quotas, self._allotments, self._datapath, self._attachments, self._in_kernel,
             self._tasks, Hook(settings.quota_hook), settings.accounting.interval_seconds,
@@ -330,6 +336,7 @@ class Daemon:
             collector_state=self._reporter.state if self._reporter else "",
             unacknowledged=unacknowledged,
             refusals=self._gate.refusals,
+            busy_slots=sorted(self._pool.busy),
             errors=self._tasks.errors + Counter({"build sandbox": self._pool.build_errors}),
         )
 
