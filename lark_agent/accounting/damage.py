@@ -23,6 +23,10 @@ _PASSING = {
 }  # fmt: skip
 
 
+SUFFIX = ".damaged-"
+"""Of a file that was set aside, before the time."""
+
+
 class Damaged(StoreError):  # noqa: N818  what the store is, as in `Refused`
     """A store is not as it was written."""
 

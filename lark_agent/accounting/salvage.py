@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SUFFIX = ".damaged-"
-"""Of a file that was set aside, before the time."""
 _BESIDE = ("", "-wal", "-shm")
 _TABLES = ("attachments", "samples", "hours")
 log = structlog.get_logger(__name__)
@@ -57,11 +55,11 @@ def open_journal(path: Path, size: int = 0, *, reports: bool = True) -> tuple[Jo
 def set_aside(path: Path) -> Path:
     """Give a damaged store another name; returns that. Raises StoreError."""
     when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = path.with_name(f"{path.name}{SUFFIX}{when}")
+    aside = path.with_name(f"{path.name}{damage.SUFFIX}{when}")
     number = 0
     while aside.exists():
         number += 1
-        aside = path.with_name(f"{path.name}{SUFFIX}{when}.{number}")
+        aside = path.with_name(f"{path.name}{damage.SUFFIX}{when}.{number}")
     try:
         for beside in _BESIDE:
             with contextlib.suppress(FileNotFoundError):
