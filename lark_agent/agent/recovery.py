@@ -25,7 +25,7 @@ from lark_agent.agent import observing
 from lark_agent.agent.attachment import Attachment, Member
 from lark_agent.agent.reconcile import Books, Dismantle, Silence, Truncate, repairs
 from lark_agent.errors import KernelError, PrerequisiteError
-from lark_agent.linux import process
+from lark_agent.linux import files, process
 from lark_agent.linux.links import Links
 from lark_agent.model import LAYER2, Connectivity, ExitReason
 from lark_agent.sandbox import addressing, networks
@@ -73,7 +73,9 @@ def recover(journal: Journal, numbers: Addressing, numbering: Path, bpffs: Path)
             f"{len(adopted)} jobs still run with other addresses or NAT ports than now configured; "
             "restore [addresses], [nat] and [pool] slots until they have ended"
         )
-    _remember(numbering, repr(numbers))
+    # whole or not at all: half of it would be another arithmetic
+    files.write_whole(numbering, repr(numbers))
+    crash.here("recovery.numbered")
     slots = [repair.slot for repair in todo if isinstance(repair, Dismantle)]
     return Found(
         tuple(adopted),
@@ -102,14 +104,6 @@ def leftover(slot: int, numbers: Addressing) -> Sandbox:
     go.
     """
     return networks.found_on_network(slot) or _nat_sandbox(slot, numbers)
-
-
-def _remember(numbering: Path, text: str) -> None:
-    """Write the arithmetic, whole or not at all: half of it would be another arithmetic."""
-    fresh = numbering.with_suffix(".new")
-    fresh.write_text(text, encoding="utf-8")
-    crash.here("recovery.numbered")
-    fresh.replace(numbering)
 
 
 def _adopt(living: Living, numbers: Addressing) -> Attachment:

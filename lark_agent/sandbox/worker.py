@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lark_agent import crash
-from lark_agent.linux import nftables, sysctl, uplink
+from lark_agent.linux import files, nftables, sysctl, uplink
 from lark_agent.sandbox import firewall, resolver
 from lark_agent.sandbox.openings import Openings
 
@@ -84,9 +84,11 @@ class WorkerSide:
     def _let_forward(self) -> None:
         delegated6 = self._numbers.routed.network6 is not None
         ipv6 = self._veths.uplink.has_ipv6 or delegated6
-        opened = self._opened() | uplink.let_forward(self._veths.uplink, ipv6=ipv6)
+        opened = uplink.not_forwarding(ipv6=ipv6)
+        # before it is done, so that it is taken back whenever this agent ends
+        files.write_whole(self._forwarding, " ".join(sorted(self._opened() | opened)))
+        uplink.let_forward(self._veths.uplink, opened)
         crash.here("worker.forwards")
-        self._forwarding.write_text(" ".join(sorted(opened)), encoding="ascii")
         self._write_firewall()
 
     def _opened(self) -> set[str]:

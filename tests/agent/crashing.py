@@ -72,6 +72,7 @@ s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(3):
     s.sendto(bytes(1000), ("198.51.100.10", 9))
 """
+FORWARDING = ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"]
 PATIENCE_SECONDS = 30.0
 
 
@@ -218,5 +219,5 @@ def descriptors(agent: Process) -> list[str]:
 def state(lab: Lab) -> list[str]:
     """Return queueing disciplines and forwarding of a worker, a line each."""
     qdiscs = json.loads(lab.run(["tc", "-j", "qdisc", "show"]).stdout)
-    forwarding = lab.path("/proc/sys/net/ipv4/ip_forward").read_text().strip()
-    return [f"{q['dev']} {q['kind']}" for q in qdiscs] + [f"forwarding {forwarding}"]
+    settings = lab.run(["cat", *FORWARDING]).stdout.split()
+    return [f"{q['dev']} {q['kind']}" for q in qdiscs] + [f"forwarding {' '.join(settings)}"]

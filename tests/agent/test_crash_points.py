@@ -85,7 +85,7 @@ def test_killed_at_every_point(lab: Lab, tmp_path: Path, name: str) -> None:
     assert leaked(lab, agent, before) == {}
 
 
-FIRST = ["upgrade.one-map", "upgrade.older-gone", "upgrade.renamed"]
+FIRST = ["upgrade.one-map", "upgrade.older-gone", "upgrade.renamed", "worker.forwards"]
 
 
 @pytest.mark.root
