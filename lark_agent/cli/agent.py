@@ -159,22 +159,16 @@ def htcondor_startd(file: Path | None) -> None:
     htcondor.publish(f"{settings.paths.run}/agent.sock")
 
 
-@agent.command()
+@agent.command(epilog="\b\nExample:\n  lark-agent gc --dry-run\n  lark-agent gc --dry-run --json")
 @_FILE
 @click.option(
     "--dry-run", is_flag=True, help="Only say it; has to be given, for agents repair by themselves."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
 def gc(file: Path | None, *, dry_run: bool, as_json: bool) -> None:
-    r"""Show what differs between the kernel and the journal, as root.
+    """Show what differs between the kernel and the journal, as root.
 
-    \b
     Repairs are made by the agent, when it starts and once a minute.
-
-    \b
-    Example:
-      lark-agent gc --dry-run
-      lark-agent gc --dry-run --json
     """
     from lark_agent.cli import gc as garbage  # noqa: PLC0415  --help stays fast
 
