@@ -6,6 +6,7 @@ hypothesis's choice.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 import tempfile
@@ -179,3 +180,23 @@ def test_a_full_disk_is_no_damage(tmp_path: Path) -> None:
     assert type(refused.value) is StoreError
     assert isinstance(refused.value.__cause__, sqlite3.OperationalError)
     journal.close()
+
+
+@pytest.mark.parametrize("table", ["samples", "hours", "launches"])
+def test_damage_that_nobody_would_read_is_found(
+    intact: tuple[Path, list[Record]], table: str
+) -> None:
+    """A page of what is only written, or of an index, is looked at as well; no job is lost."""
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        shutil.copytree(intact[0], copy, dirs_exist_ok=True)
+        Journal(copy / "journal.sqlite").close()  # all into the file
+        file = copy / "journal.sqlite"
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            (page,) = database.execute(
+                "SELECT rootpage FROM sqlite_master WHERE name = ?", (table,)
+            ).fetchone()
+        data = bytearray(file.read_bytes())
+        data[(page - 1) * 4096 : page * 4096] = b"\xa5" * 4096
+        file.write_bytes(data)
+        assert opened(copy) == (intact[1], True)
