@@ -12,7 +12,7 @@ SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/
 PYTEST_WORKERS ?= 2
 SUITE ?= trixie
 
-.PHONY: help system build demo test test-htcondor test-slurm mutants bench experiments lint format clean
+.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points bench experiments lint format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ test-slurm: build ## Run jobs of a real Slurm, this machine's release
 
 mutants: build ## Remove each guard against hostile jobs, and see its test fail
 	$(BIN)/python -m tests.mutants
+
+crash-points: build ## Kill the agent at every named point (CI: at every sixth)
+	CRASH_POINTS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/agent/test_crash_points.py
 
 bench: build ## Measure what the wrapper adds to a job's start
 	$(BIN)/python -m tests.bench.start

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from lark_agent import crash
 from lark_agent.accounting.journal import CACHE_KIB
 from lark_agent.accounting.quotas import PoolKey, Standing, periods_of
 from lark_agent.errors import StoreError
@@ -135,6 +136,7 @@ class Allotments:
                     allotment.changed_ns,
                 ),
             )  # fmt: skip
+            crash.here("lease.spent")
             self._db.execute(
                 "UPDATE leases SET entry = ?, granted = ?, used = ? WHERE lease = ?",
                 (NO_ENTRY, allotment.granted, allotment.used, allotment.lease),

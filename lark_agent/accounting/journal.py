@@ -14,18 +14,21 @@ is in no answer: the job that comes late has a record of its own, and that is th
 Durability: beginning an attachment commits without waiting for the disk (write-ahead log, survives
 the agent's death; a power cut loses at most the jobs begun since the last pass), because a job
 waits for it. Every sampling pass and every final record waits for the disk. All methods block
-and belong to one thread; sqlite3's own errors become StoreError with the file's name and a remedy.
+and belong to one thread; sqlite3's own errors become StoreError with the file's name and a remedy,
+Damaged if the file is not as it was written (`lark_agent.accounting.salvage`).
 """
 
 from __future__ import annotations
 
 import sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from lark_agent import crash
+from lark_agent.accounting import damage
 from lark_agent.accounting.marks import Mark
 from lark_agent.accounting.questions import hour_shares
 from lark_agent.accounting.room import Room, forget
@@ -137,6 +140,7 @@ class Journal:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            damage.check(self._db)
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version > SCHEMA_VERSION:
                 raise StoreError(
@@ -156,12 +160,25 @@ class Journal:
             self._db.execute(_INDEX_OF_LAUNCHES)
             self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             self._room = Room(self._db, size, reports=reports)
-        except (sqlite3.Error, OSError) as error:
-            raise self._failed("opening", error) from error
+            self._check_awaited()
+        except (*damage.ERRORS, OSError) as error:
+            if (opened := getattr(self, "_db", None)) is not None:
+                opened.close()
+            raise self._failed("open", error) from error
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _check_awaited(self) -> None:
+        """Decode all that the agent or the collector still waits for."""
+        columns = "body, plan, launch, pid, start_time, boot_id"
+        rows = self._db.execute(
+            f"SELECT {columns} FROM attachments WHERE final = 0 OR acknowledged < sequence"  # noqa: S608  constant text
+        )
+        for body, plan, launch, *process in rows:
+            _plan(plan, decode(body))
+            _launch(launch, Process(*process))
 
     def begin(self, record: Record, launch: Launch, plan: NetworkPlan) -> None:
         """Remember a new attachment, without waiting for the disk."""
@@ -282,14 +299,7 @@ class Journal:
     def living(self) -> list[Living]:
         """Return the attachments without a final record."""
         with self._reading():
-            rows = self._db.execute(
-                "SELECT body, plan, launch, pid, start_time, boot_id FROM attachments "
-                "WHERE final = 0"
-            ).fetchall()
-        return [
-            Living(record, _launch(launch, Process(*process)), _plan(plan, record))
-            for record, plan, launch, *process in ((decode(body), *row) for body, *row in rows)
-        ]
+            return _living(self._db)
 
     def decided(self, key: str, boot_id: str) -> tuple[Job, NetworkPlan] | None:
         """Return what was decided last for a launch in this boot, None if nothing was."""
@@ -373,7 +383,9 @@ class Journal:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                crash.here("journal.written")
                 self._db.execute("COMMIT")
+                crash.here("journal.committed")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -389,9 +401,38 @@ class Journal:
             raise self._failed("read", error) from error
 
     def _failed(self, doing: str, error: Exception) -> StoreError:
+        if damage.is_damage(error):
+            return damage.Damaged(
+                f"cannot {doing} the journal {self._path}: {error}; restart lark-agent, which sets "
+                "the file aside and goes on with what can be read, and look after the disk"
+            )
         full = "full" in str(error)
         remedy = "free space on its file system" if full else "check the file and its directory"
         return StoreError(f"cannot {doing} the journal {self._path}: {error}; {remedy}")
+
+
+def read_living(path: Path) -> list[Living]:
+    """Return a journal's attachments without a final record, beside its owner; none: no file.
+
+    Raises StoreError.
+    """
+    if not path.exists():
+        return []
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            return _living(database)
+    except damage.ERRORS as error:
+        raise StoreError(f"cannot read the journal {path}: {error}") from error
+
+
+def _living(database: sqlite3.Connection) -> list[Living]:
+    rows = database.execute(
+        "SELECT body, plan, launch, pid, start_time, boot_id FROM attachments WHERE final = 0"
+    ).fetchall()
+    return [
+        Living(record, _launch(launch, Process(*process)), _plan(plan, record))
+        for record, plan, launch, *process in ((decode(body), *row) for body, *row in rows)
+    ]
 
 
 def decode(body: bytes) -> Record:

@@ -63,8 +63,6 @@ class Attachment:
     timer: asyncio.TimerHandle | None = None
     not_started: int | None = None
     """Exit status of a wrapper that could not start the job."""
-    lost_counters: bool = False
-    """The kernel knows neither plan nor counters any more: the pins were removed."""
     outcome_known: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the wrapper's conversation with the gate is over."""
     finished: asyncio.Event = field(default_factory=asyncio.Event)
@@ -92,8 +90,8 @@ class Attachment:
 
     @property
     def counted(self) -> bool:
-        """Tell whether there is anything to count, and it can be."""
-        return is_counted(self.sandbox.connectivity) and not self.lost_counters
+        """Tell whether there is anything to count."""
+        return is_counted(self.sandbox.connectivity)
 
     @property
     def launch(self) -> Launch:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent import crash
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.sampler import read, sample
 from lark_agent.agent.attachment import Attachment, boot_id
@@ -153,6 +154,7 @@ class Attachments:
             self._datapath.deactivate(sandbox.slot)
             await self._in_kernel(lambda: self._enforcing.end(attachment.holding))
             raise Unavailable(f"the worker cannot record the job: {error}") from error
+        crash.here("claim.recorded")
         self.adopt(attachment)
         await self.ready(attachment)
         return attachment
@@ -176,7 +178,9 @@ class Attachments:
                 seen = attachment.seen_as(member)
                 await self._in_kernel.at_once(lambda: self._move_in(seen))
             key, launch = attachment.record.attachment_id, attachment.launch
+            crash.here("join.admitted")
             await self._in_journal.at_once(lambda: self._journal.join(key, launch))
+            crash.here("join.recorded")
         except LarkError as error:
             attachment.members.remove(member)
             self._consider(attachment)
@@ -233,6 +237,7 @@ class Attachments:
                 raise LookupError(f"the job {record.job.job_id} has just ended")
             after = replace(before, plan=plan)
             await self._in_kernel(lambda: self._enforcing.change(before, after))
+            crash.here("change.in-force")
             newer = replace(
                 record.sampled(record.usage, record.sampled_ns).changed(changes),
                 peers=plan.peers, plan=settings(plan),
@@ -242,6 +247,7 @@ class Attachments:
             except StoreError:
                 await self._in_kernel(lambda: self._enforcing.change(after, before))
                 raise
+            crash.here("change.recorded")
             # it may have ended meanwhile: keep what _end wrote
             attachment.record = replace(
                 attachment.record,
@@ -269,9 +275,6 @@ class Attachments:
     def adopt(self, attachment: Attachment) -> None:
         """Watch over an attachment whose plan holds already; finish it if its job is gone."""
         self._living[attachment.record.attachment_id] = attachment
-        if attachment.lost_counters:
-            self._begin_end(attachment, ExitReason.TRUNCATED)
-            return
         loop = asyncio.get_running_loop()
         for member in attachment.watched:
             loop.add_reader(member.pidfd, self._fired, attachment, member)
@@ -310,6 +313,7 @@ class Attachments:
         self._tasks.once("end", self._end(attachment, reason))
 
     async def _end(self, attachment: Attachment, reason: ExitReason | None) -> None:
+        crash.here("end.begun")
         ended_ns = self._clock_ns()
         how = reason or ExitReason.ENDED, 0
         try:
@@ -322,6 +326,7 @@ class Attachments:
             )
             self._ended.append(attachment)
             self._settle_wanted.set()
+            crash.here("end.drained")
 
     async def _last_words(self, attachment: Attachment) -> int | None:
         """Let through what is under way; returns the job's wait status, None if nobody knows."""
@@ -380,6 +385,7 @@ class Attachments:
             slots = [attachment.sandbox.slot for attachment in counted]
             for slot in slots:
                 self._datapath.deactivate(slot)
+            crash.here("settle.silent")
             self._datapath.settle()
             return read(self._datapath, slots)
 
@@ -391,12 +397,15 @@ class Attachments:
             last = self.prices.priced(record.usage, usage.get(record.slot, record.usage))
             final = record.sampled(last, now)
             finals.append(replace(final, final=True))
+        crash.here("settle.read")
         await self._in_journal(lambda: self._journal.save(finals))
+        crash.here("final.recorded")
         for attachment in counted:  # frees the numbers of classes that the site has removed
             self._datapath.reset(attachment.sandbox.slot)
         ended = [a.holding for a in batch if self._enforcing.concerns(a.holding)]
         if ended:
             await self._in_kernel(lambda: self._enforcing.end(*ended))
+        crash.here("final.taken-back")
         for attachment, final in zip(batch, finals, strict=True):
             attachment.record = final
             self._let_go(attachment)
@@ -412,6 +421,7 @@ class Attachments:
                 os.close(member.pidfd)
         self._pool.condemn(attachment.sandbox)
         attachment.finished.set()
+        crash.here("final.let-go")
         usage = record.usage
         log.info(
             "final", attachment=record.attachment_id, slot=record.slot, job=record.job.job_id,
@@ -428,6 +438,7 @@ class Attachments:
             records = [attachment.record for attachment in running]
             now = self._clock_ns()
             newer = await self._in_kernel(lambda: sample(self._datapath, self.prices, records, now))
+            crash.here("sample.read")
             # an attachment may have ended while the counters were read: keep what _end wrote
             for attachment, record in zip(running, newer, strict=True):
                 attachment.record = replace(
@@ -435,6 +446,7 @@ class Attachments:
                     sampled_ns=record.sampled_ns, sequence=record.sequence,
                 )  # fmt: skip
             await self._in_journal(lambda: self._journal.save(newer))
+            crash.here("sample.recorded")
         self.changed.set()
 
 

@@ -34,18 +34,18 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from lark_agent import datapath
+from lark_agent import crash, datapath
 from lark_agent.accounting.allotments import FILE_NAME as QUOTAS
 from lark_agent.accounting.allotments import Allotments
 from lark_agent.accounting.answers import Answers
-from lark_agent.accounting.journal import Journal
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.quotas import periods_of
+from lark_agent.accounting.salvage import open_journal
 from lark_agent.agent.attachment import boot_id
 from lark_agent.agent.attachments import Attachments
 from lark_agent.agent.changing import Changing
 from lark_agent.agent.drain import InSandbox
-from lark_agent.agent.enforcing import Enforcing, is_counted
+from lark_agent.agent.enforcing import Enforcing
 from lark_agent.agent.follow import Follower
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.hook import Hook
@@ -58,6 +58,7 @@ from lark_agent.agent.places import Places
 from lark_agent.agent.quotas import Quotas
 from lark_agent.agent.recovery import Found, recover
 from lark_agent.agent.reporter import Reporter
+from lark_agent.agent.rounds import Rounds
 from lark_agent.agent.sandboxes import Sandboxes
 from lark_agent.agent.service import serve
 from lark_agent.agent.tasks import OwnThread, Tasks
@@ -122,7 +123,10 @@ class Daemon:
         journal_file = Path(settings.paths.state) / JOURNAL_NAME
         room = size(settings.accounting.journal_size)
         reports = bool(settings.collector.address)
-        self._journal = await self._in_journal(lambda: Journal(journal_file, room, reports=reports))
+        self._journal, aside = await self._in_journal(
+            lambda: open_journal(journal_file, room, reports=reports)
+        )
+        self._tasks.errors += Counter({"journal damaged": 1} if aside else {})
         stack.callback(self._journal.close)
         answers = Answers(journal_file)
         stack.callback(answers.close)
@@ -184,20 +188,19 @@ class Daemon:
         await self._open_services(stack, answers)
 
     def _renew(self, found: Found) -> None:
-        active, bound = self._datapath.active_slots(), self._datapath.bindings()
+        crash.here("recovery.loaded")
         for attachment in found.adopted:
-            sandbox = attachment.sandbox
-            # without a plan but bound: an earlier agent ended between last reading and final record
-            known = sandbox.slot in active or bound.get(sandbox.interface) == sandbox.slot
-            attachment.lost_counters = is_counted(sandbox.connectivity) and not known
-            self._sandboxes.take_over(sandbox)
+            self._sandboxes.take_over(attachment.sandbox)
             self._enforcing.adopt(attachment.holding)
-        for slot in active - {attachment.sandbox.slot for attachment in found.adopted}:
-            self._datapath.deactivate(slot)  # of a job that the journal does not know
+        for slot in found.silenced & self._datapath.active_slots():
+            self._datapath.deactivate(slot)
         self._host_jobs.close_leftovers()
 
     def _recover(self) -> Found:
-        return recover(self._journal, self._numbers, self._run_directory / "numbering")
+        return recover(
+            self._journal, self._numbers, self._run_directory / "numbering",
+            Path(self._settings.paths.bpffs),
+        )  # fmt: skip
 
     def _load_datapath(self) -> datapath.Datapath:
         settings = self._settings
@@ -236,6 +239,11 @@ class Daemon:
         self._tasks.keep("addresses", self._follower.guard_addresses)
         self._tasks.keep("sample", self._sample)
         self._tasks.keep("prune", self._prune)
+        rounds = Rounds(
+            self._journal, self._attachments, self._pool, self._datapath, self._numbers,
+            Path(settings.paths.bpffs), self._in_journal, self._in_dismantling, self._tasks,
+        )  # fmt: skip
+        self._tasks.keep("rounds", rounds.run)
         self._metering = Metering(
             self._quotas, self._allotments, self._datapath, self._attachments, self._in_kernel,
             self._tasks, Hook(settings.quota_hook), settings.accounting.interval_seconds,
@@ -328,6 +336,7 @@ class Daemon:
             collector_state=self._reporter.state if self._reporter else "",
             unacknowledged=unacknowledged,
             refusals=self._gate.refusals,
+            busy_slots=sorted(self._pool.busy),
             errors=self._tasks.errors + Counter({"build sandbox": self._pool.build_errors}),
         )
 
@@ -344,6 +353,7 @@ class Daemon:
         except LarkError as error:
             log.error("reload refused, the old rules stay", error=str(error))
             return
+        crash.here("reload.services")
         self._policy = policy
         self._attachments.prices = Prices.of(fresh.prices)
         self._quotas.site = fresh.quotas
@@ -359,6 +369,7 @@ class Daemon:
             )
         before = self._places.settings
         self._places.take(fresh)
+        crash.here("reload.places")
         try:
             self._worker_side.offer(Services.of(fresh))
         except LarkError:

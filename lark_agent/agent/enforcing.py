@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent import crash
 from lark_agent.datapath import SlotPlan
 from lark_agent.datapath.plan import ALL_SERVICES
 from lark_agent.datapath.services import DNS
@@ -56,6 +57,7 @@ class Enforcing:
                 if part.concerns(holding):
                     plan = part.begin(holding, plan)
                     on_failure.callback(part.end, holding)
+            crash.here("claim.enforced")
             if is_counted(holding.sandbox.connectivity):
                 self._datapath.reset(holding.sandbox.slot)
                 self._datapath.activate(holding.sandbox.slot, plan)

@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lark_agent import crash
 from lark_agent.accounting.allotments import NO_ENTRY, Allotment
 from lark_agent.config import Quota, QuotaDirection, QuotaPeriod, QuotaScope
 from lark_agent.config import QuotaAction as Action
@@ -108,6 +109,7 @@ class Entries:
             allotment.granted = max(0, limit - self._allotments.spent(key))
         entry = Entry(allotment, quota)
         self._allotments.put(allotment)
+        crash.here("lease.remembered")
         self._datapath.quotas.reset(allotment.entry)
         self.put_in_force(entry)
         self.open[key] = entry

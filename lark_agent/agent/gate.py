@@ -29,6 +29,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
+from lark_agent import crash
 from lark_agent.agent import conversation
 from lark_agent.agent.attachment import Member
 from lark_agent.agent.callers import Callers
@@ -252,6 +253,7 @@ class Gate:
             async with self._turn(key):
                 if self._attachments.of(key) is None:
                     await self._announce(connection, request, caller, key)
+                    crash.here("reservation.made")
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             wire.send_done(connection, line)
 
@@ -376,10 +378,12 @@ class Gate:
         try:
             resolv_conf = not stays and attachment.plan.connectivity is not Connectivity.NONE
             of_slot = sandbox.slot if sandbox.own_resolvers else None
+            crash.here("grant.ready")
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its pidfd will say
                 wire.send_grant(
                     connection, descriptor, resolv_conf=resolv_conf, of_slot=of_slot, stay=stays
                 )
+            crash.here("grant.sent")
         finally:
             os.close(descriptor)
 

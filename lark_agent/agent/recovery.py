@@ -1,15 +1,14 @@
 """What an agent finds when it starts: attachments of an earlier run, and leftovers.
 
 The kernel went on counting and checking without the agent: programs, maps and namespaces are
-pinned. So each attachment that the journal knows as living is one of three:
+pinned. What is to be done follows from `lark_agent.agent.reconcile`; this module does it:
 
-* a process of it still runs (same pid, same start time, same boot), or is still to come: it is
-  adopted;
-* its processes ended meanwhile: it is finished with the kernel's totals (`agent-absent`);
-* the machine was rebooted: counters are gone, it is closed with its last durable totals
-  (`truncated`).
-
-Every other namespace or interface that carries our names is dismantled.
+* an attachment that cannot get any more totals is closed with its last durable ones (`truncated`),
+  before anything else, so that nothing that comes after can make its totals less;
+* every other one is adopted; one whose processes ended meanwhile is finished by
+  `Attachments.adopt` with the kernel's totals (`agent-absent`);
+* plans that no attachment has are switched off once the datapath is open, and what else carries our
+  names is dismantled.
 """
 
 from __future__ import annotations
@@ -21,9 +20,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from lark_agent.agent.attachment import Attachment, Member, boot_id
+from lark_agent import crash
+from lark_agent.agent import observing
+from lark_agent.agent.attachment import Attachment, Member
+from lark_agent.agent.reconcile import Books, Dismantle, Silence, Truncate, repairs
 from lark_agent.errors import KernelError, PrerequisiteError
-from lark_agent.linux import namespaces, process
+from lark_agent.linux import files, process
 from lark_agent.linux.links import Links
 from lark_agent.model import LAYER2, Connectivity, ExitReason
 from lark_agent.sandbox import addressing, networks
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lark_agent.accounting.journal import Journal, Living, Process
+    from lark_agent.agent.reconcile import Why
     from lark_agent.model import Record
     from lark_agent.sandbox.addressing import Addressing
 
@@ -45,20 +48,24 @@ class Found:
 
     adopted: tuple[Attachment, ...]
     leftovers: tuple[Sandbox, ...]
+    silenced: frozenset[int]
+    """Slots whose plan is of a job that the journal does not know."""
 
 
-def recover(journal: Journal, numbers: Addressing, numbering: Path) -> Found:
-    """Sort out the past; closes what a reboot truncated.
+def recover(journal: Journal, numbers: Addressing, numbering: Path, bpffs: Path) -> Found:
+    """Sort out the past; closes what can get no more totals.
 
     `numbering` is the file that remembers the arithmetic of the earlier run. Raises
     PrerequisiteError if jobs still run with another one.
     """
-    adopted = []
-    for living in journal.living():
-        if {known.boot_id for known in _processes(living)} != {boot_id()}:
-            _truncate(journal, living)
-            continue
-        adopted.append(_adopt(living, numbers))
+    open_ones = {living.record.attachment_id: living for living in journal.living()}
+    books = Books(frozenset(map(observing.known, open_ones.values())))
+    todo = repairs(observing.kernel(bpffs, open_ones.values()), books)
+    for repair in todo:
+        if isinstance(repair, Truncate):
+            truncate(journal, open_ones.pop(repair.attachment_id).record, repair.why)
+            crash.here("recovery.truncated")
+    adopted = [_adopt(living, numbers) for living in open_ones.values()]
     known = numbering.read_text(encoding="utf-8") if numbering.exists() else repr(numbers)
     if adopted and (known != repr(numbers) or any(_moved(one, numbers) for one in adopted)):
         _close(adopted)
@@ -66,9 +73,37 @@ def recover(journal: Journal, numbers: Addressing, numbering: Path) -> Found:
             f"{len(adopted)} jobs still run with other addresses or NAT ports than now configured; "
             "restore [addresses], [nat] and [pool] slots until they have ended"
         )
-    numbering.write_text(repr(numbers), encoding="utf-8")
-    held = {attachment.sandbox.slot for attachment in adopted}
-    return Found(tuple(adopted), tuple(_leftovers(held, numbers)))
+    # whole or not at all: half of it would be another arithmetic
+    files.write_whole(numbering, repr(numbers))
+    crash.here("recovery.numbered")
+    slots = [repair.slot for repair in todo if isinstance(repair, Dismantle)]
+    return Found(
+        tuple(adopted),
+        tuple(leftover(slot, numbers) for slot in slots),
+        frozenset(repair.slot for repair in todo if isinstance(repair, Silence)),
+    )
+
+
+def truncate(journal: Journal, record: Record, why: Why) -> None:
+    """Make the last durable totals of an attachment its final ones. Raises StoreError."""
+    final = replace(
+        record.sampled(record.usage, record.sampled_ns),
+        ended_ns=record.sampled_ns, final=True, exit_reason=ExitReason.TRUNCATED,
+    )  # fmt: skip
+    journal.save([final])
+    log.warning(
+        "closed with its last durable totals", attachment=record.attachment_id,
+        job=record.job.job_id, why=str(why),
+    )  # fmt: skip
+
+
+def leftover(slot: int, numbers: Addressing) -> Sandbox:
+    """Return what dismantles a slot that nobody has, of whatever kind it was.
+
+    What the worker routes has the same parts as what it translates, and all of a slot's addresses
+    go.
+    """
+    return networks.found_on_network(slot) or _nat_sandbox(slot, numbers)
 
 
 def _adopt(living: Living, numbers: Addressing) -> Attachment:
@@ -84,11 +119,6 @@ def _adopt(living: Living, numbers: Addressing) -> Attachment:
         running=attachment.runs, processes=len(members),
     )  # fmt: skip
     return attachment
-
-
-def _processes(living: Living) -> list[Process]:
-    launch = living.launch
-    return [*launch.members, *([launch.holder] if launch.holder else [])]
 
 
 def _find(known: Process) -> Member:
@@ -144,29 +174,6 @@ def _moved(attachment: Attachment, numbers: Addressing) -> bool:
     if sandbox.slot >= numbers.slots:
         return True
     return (sandbox.ipv4, sandbox.ipv6) != (routed.ipv4(sandbox.slot), routed.ipv6(sandbox.slot))
-
-
-def _truncate(journal: Journal, living: Living) -> None:
-    record = living.record
-    final = replace(
-        record.sampled(record.usage, record.sampled_ns),
-        ended_ns=record.sampled_ns, final=True, exit_reason=ExitReason.TRUNCATED,
-    )  # fmt: skip
-    journal.save([final])
-    log.warning("closed after a reboot", attachment=record.attachment_id, job=record.job.job_id)
-
-
-def _leftovers(held: set[int], numbers: Addressing) -> list[Sandbox]:
-    with Links() as links:
-        found = set(links.names(addressing.PREFIX)) | set(links.names(addressing.PORT_PREFIX))
-    found |= set(namespaces.names(addressing.PREFIX))
-    slots = {slot for name in found if (slot := addressing.slot_of(name)) is not None}
-    # of whatever kind: what the worker routes has the same parts, and all of a slot's addresses go
-    return [
-        networks.found_on_network(slot) or _nat_sandbox(slot, numbers)
-        for slot in sorted(slots - held)
-        if slot < 4096
-    ]
 
 
 def _close(attachments: list[Attachment]) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
+from lark_agent import crash
 from lark_agent.accounting.marks import Mark
 from lark_agent.errors import RemoteError
 from lark_agent.rpc.convert import record_to_wire
@@ -131,10 +132,13 @@ class Reporter:
             number += 1
             batch = report_pb2.Batch(number=number, records=map(record_to_wire, records))
             await call.write(report_pb2.WorkerMessage(batch=batch))
+            crash.here("ack.sent")
             while (answer := await _read(call)).acknowledgement.number < number:
                 pass
+            crash.here("ack.received")
             mark = Mark(store, answer.acknowledgement.mark)
             await self._in_journal(partial(self._journal.acknowledge, records, mark))
+            crash.here("ack.noted")
 
     async def _lease(self, call: _Call, number: int) -> int:
         """State the leases that want it and take the grants; returns the last message's number."""
@@ -142,10 +146,13 @@ class Reporter:
             number += 1
             message = report_pb2.Claims(number=number, claims=map(claim_to_wire, claims))
             await call.write(report_pb2.WorkerMessage(claims=message))
+            crash.here("lease.claimed")
             while (answer := await _read(call)).grants.number < number:
                 pass
             grants = [grant_from_wire(grant) for grant in answer.grants.grants]
+            crash.here("lease.granted")
             await self._metering.answered(claims, grants)
+            crash.here("lease.in-force")
         return number
 
     async def _wait_for_news(self, call: _Call) -> None:

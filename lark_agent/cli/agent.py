@@ -159,6 +159,24 @@ def htcondor_startd(file: Path | None) -> None:
     htcondor.publish(f"{settings.paths.run}/agent.sock")
 
 
+@agent.command(epilog="\b\nExample:\n  lark-agent gc --dry-run\n  lark-agent gc --dry-run --json")
+@_FILE
+@click.option(
+    "--dry-run", is_flag=True, help="Only say it; has to be given, for agents repair by themselves."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def gc(file: Path | None, *, dry_run: bool, as_json: bool) -> None:
+    """Show what differs between the kernel and the journal, as root.
+
+    Repairs are made by the agent, when it starts and once a minute.
+    """
+    from lark_agent.cli import gc as garbage  # noqa: PLC0415  --help stays fast
+
+    if not dry_run:
+        raise click.UsageError("repairs are the agent's: restart it, or wait a minute")
+    garbage.show(load(AgentSettings, file, AGENT_FILE), as_json=as_json)
+
+
 def main() -> None:
     """Entry point: errors become one line each and the error's exit status."""
     try:

@@ -10,6 +10,7 @@ from lark_agent.datapath.datapath import Datapath, load, unload
 from lark_agent.datapath.events import Event, FirstDrop, QuotaExceeded
 from lark_agent.datapath.layout import Counters
 from lark_agent.datapath.peers import RemoteJob
+from lark_agent.datapath.pins import Pinned, look
 from lark_agent.datapath.plan import QuotaUse, SlotPlan
 from lark_agent.datapath.quotas import UNLIMITED, QuotaAction, QuotaState
 
@@ -21,6 +22,7 @@ __all__ = [
     "Event",
     "FirstDrop",
     "Hooks",
+    "Pinned",
     "QuotaAction",
     "QuotaExceeded",
     "QuotaState",
@@ -28,5 +30,6 @@ __all__ = [
     "RemoteJob",
     "SlotPlan",
     "load",
+    "look",
     "unload",
 ]

@@ -24,6 +24,7 @@ import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
+from lark_agent import crash
 from lark_agent.datapath import pins
 from lark_agent.datapath.attach import Hooks, attach_programs
 from lark_agent.datapath.classes import assign, build_table, pack_prefix
@@ -123,12 +124,7 @@ class Datapath:
 
     def bindings(self) -> dict[int, int]:
         """Return interface index → slot, to compare with the interfaces that exist."""
-        found = {}
-        for key in self._maps["slots"].keys():  # noqa: SIM118  not a dict
-            value = self._maps["slots"].get(key)
-            if value is not None:
-                found[_number(key)] = _number(value)
-        return found
+        return pins.bound(self._maps["slots"])
 
     # Plans
 
@@ -146,7 +142,9 @@ class Datapath:
         if knows_flows(plan.packed()):
             self._remember_flows(slot)
         self._maps["plan"].set(key, plan.packed(epoch=epoch))
+        crash.here("claim.prepared")
         self._maps["plan"].set(key, plan.packed(active=True, epoch=epoch))
+        crash.here("claim.active")
 
     def change(self, slot: int, plan: SlotPlan) -> None:
         """Give a living job other settings, from its next packet on; its counters go on.
@@ -240,6 +238,7 @@ class Datapath:
         table = build_table(names, classes, peers, worker, remote)
         for number, name in enumerate(names):
             self._maps["class_names"].set(u32(number), name.encode().ljust(NAME_SIZE, b"\0"))
+        crash.here("reload.class-names")
         for version, trie in ((4, self._maps["classes4"]), (6, self._maps["classes6"])):
             wanted = {
                 pack_prefix(network): destination.packed()
@@ -248,6 +247,7 @@ class Datapath:
             }
             for key, destination in wanted.items():
                 trie.set(key, destination)
+            crash.here("reload.class-networks")
             for key in set(trie.keys()) - wanted.keys():
                 trie.delete(key)
         self.classes = table
@@ -312,7 +312,3 @@ def unload(bpffs: Path) -> None:
     Raises PrerequisiteError if a plan is active: those counters belong to a job.
     """
     pins.remove_pins(bpffs)
-
-
-def _number(value: bytes) -> int:
-    return int.from_bytes(value, sys.byteorder)

@@ -24,9 +24,11 @@ and the error says to drain: counters are never thrown away here.
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from lark_agent import crash
 from lark_agent.datapath import loaders
 from lark_agent.datapath.layout import (
     FLOWS_OF_SLOT,
@@ -75,18 +77,23 @@ def open_pins(root: Path, slots: int, loader: str, python: str) -> tuple[Path, d
         maps = held if keep else _create(loading, slots, held)
         for opened in maps.values():
             on_failure.callback(opened.close)
+        crash.here("upgrade.maps")
         if loader == "bcc":
             loaders.with_bcc(python, current if keep else loading, loading)
         else:
             used = {name: m for name, m in maps.items() if not name.endswith("_names")}
             loaders.with_libbpf(used, loading)
+        crash.here("upgrade.programs")
         if keep:
             for name in PROGRAMS:
                 (loading / name).rename(current / name)
+                crash.here("upgrade.one-renamed")
             loading.rmdir()
         else:
             _remove(current)
+            crash.here("upgrade.older-gone")
             loading.rename(current)
+            crash.here("upgrade.renamed")
         for name in _VERSIONS.keys() - {CURRENT}:
             _remove(root / name)
         for opened in held.values():
@@ -113,6 +120,30 @@ def remove_pins(root: Path) -> None:
     for name in (*_VERSIONS, LOADING):
         _remove(root / name)
     root.rmdir()
+
+
+class Pinned(NamedTuple):
+    """What the pins of any layout that this release knows say of jobs."""
+
+    plans: frozenset[int]
+    """Slots that let packets pass."""
+    bindings: frozenset[tuple[int, int]]
+    """Interface index, slot."""
+
+
+def look(root: Path) -> Pinned | None:
+    """Return what is pinned, changing nothing; None if no set is. Raises KernelError."""
+    found = next((root / name for name in _VERSIONS if (root / name).exists()), None)
+    if found is None or not all((found / name).exists() for name in ("plan", "slots")):
+        return None
+    with Map.open(found / "plan") as plan, Map.open(found / "slots") as slots:
+        return Pinned(frozenset(active_plans(plan)), frozenset(bound(slots).items()))
+
+
+def bound(slots: Map) -> dict[int, int]:
+    """Return interface index → slot."""
+    values = {key: slots.get(key) for key in slots.keys()}  # noqa: SIM118  not a dict
+    return {_number(key): _number(value) for key, value in values.items() if value is not None}
 
 
 def active_plans(plan: Map) -> dict[int, int]:
@@ -189,6 +220,7 @@ def _create(directory: Path, slots: int, older: dict[str, Map]) -> dict[str, Map
             else:
                 maps[name] = on_failure.enter_context(_made(name, spec))
             bpf.pin(maps[name].fd, directory / name)
+            crash.here("upgrade.one-map")
         if older:
             for slot in active_plans(older["plan"]):
                 value = older["plan"].get(u32(slot)) or b""
@@ -203,3 +235,7 @@ def _remove(directory: Path) -> None:
         for entry in directory.iterdir():
             entry.unlink()
         directory.rmdir()
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)

@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from lark_agent import crash
 from lark_agent.errors import KernelError
 from lark_agent.linux import libc
 
@@ -41,11 +42,13 @@ def create(name: str, inside: Callable[[], Result]) -> Result:
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     target = path(name)
     target.touch(mode=0o444, exist_ok=True)
+    crash.here("pool.named")
 
     def make() -> Result:
         libc.unshare_network()
         # /proc/self is the main thread's namespace, not this thread's
         libc.bind_mount("/proc/thread-self/ns/net", str(target))
+        crash.here("pool.mounted")
         return inside()
 
     try:

@@ -85,22 +85,25 @@ def overlapping_route(
 _FORWARDING = {"ipv4": "net/ipv4/ip_forward", "ipv6": "net/ipv6/conf/all/forwarding"}
 
 
-def let_forward(uplink: Uplink, *, ipv6: bool) -> set[str]:
-    """Let the kernel forward for the sandboxes; returns the families where it did not before.
+def not_forwarding(*, ipv6: bool) -> set[str]:
+    """Return the families that sandboxes need and the kernel does not forward."""
+    wanted = ["ipv4", "ipv6"] if ipv6 else ["ipv4"]
+    return {family for family in wanted if sysctl.read(_FORWARDING[family]) == "0"}
+
+
+def let_forward(uplink: Uplink, families: set[str]) -> None:
+    """Let the kernel forward for the sandboxes what it did not before.
 
     Forwarding makes an interface ignore router advertisements unless accept_ra is 2
     (Documentation/networking/ip-sysctl.rst), so that is set first where they were accepted: the
     worker must not lose its own IPv6 route.
     """
-    wanted = ["ipv4", "ipv6"] if ipv6 else ["ipv4"]
-    opened = {family for family in wanted if sysctl.read(_FORWARDING[family]) == "0"}
-    if "ipv6" in opened:
+    if "ipv6" in families:
         key = f"net/ipv6/conf/{uplink.interface}/accept_ra"
         if sysctl.read(key) == "1":
             sysctl.write(key, 2)
-    for family in opened:
+    for family in families:
         sysctl.write(_FORWARDING[family], 1)
-    return opened
 
 
 def stop_forwarding(families: set[str]) -> None:

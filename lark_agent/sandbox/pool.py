@@ -93,6 +93,21 @@ class Pool:
         """Sandboxes that wait to be dismantled."""
         return len(self._condemned)
 
+    @property
+    def busy(self) -> frozenset[int]:
+        """Slots that are not free: ready, being built or dismantled, or a job's."""
+        free = {slot for slot, _ in self._free}
+        condemned = {sandbox.slot for sandbox in self._condemned}
+        return frozenset(set(range(self._slots)) - free | condemned)
+
+    def withdraw(self, sandbox: Sandbox) -> bool:
+        """Condemn what was found of a slot that is free; False if somebody has taken it."""
+        if sandbox.slot in self.busy:
+            return False
+        self._free = deque(entry for entry in self._free if entry[0] != sandbox.slot)
+        self.condemn(sandbox)
+        return True
+
     def take_ready(self, kind: Kind) -> Sandbox | None:
         """Return a sandbox if one is ready and nobody waits for it.
 

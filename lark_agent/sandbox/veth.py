@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent import crash
 from lark_agent.errors import KernelError, LarkError, PrerequisiteError
 from lark_agent.linux import conntrack, namespaces, sysctl, uplink
 from lark_agent.linux.links import Links
@@ -153,20 +154,24 @@ class Veths:
             conntrack.forget(set(addresses))
         except LarkError as error:
             problems.append(error)
+        crash.here("dismantle.forgotten")
         try:
             # a socket of its own: this may run beside the thread that builds
             with Links() as links:
                 indices = [index for s in sandboxes if (index := links.index(s.name))]
                 links.delete(indices, CONDEMNED_GROUP)
+                crash.here("dismantle.unlinked")
             for index in indices:
                 self._datapath.unbind(index)
             if len(indices) < len(sandboxes):  # a job may delete the link in a namespace of its own
                 self._unbind_slots({sandbox.slot for sandbox in sandboxes})
         except LarkError as error:
             problems.append(error)
+        crash.here("dismantle.unbound")
         for sandbox in sandboxes:
             self._loopbacks.forget(sandbox.name)
             namespaces.delete(sandbox.name)
+            crash.here("dismantle.unnamed")
         return problems
 
     def follow_uplink(self) -> bool:
@@ -230,7 +235,9 @@ class Veths:
         index = self._links.index(sandbox.name)
         if not index:
             raise KernelError(f"finding interface {sandbox.name}", "it is gone; retry")
+        crash.here("pool.linked")
         self._datapath.attach(self._links.netlink, index, slot)
+        crash.here("pool.attached")
         _quiet_ipv6(sandbox.name)
         self._set_localnet(sandbox.name)
         self._links.up(index, silent=True)
@@ -239,6 +246,7 @@ class Veths:
             self._links.add_neighbour(index, address, addressing.mac_inside(slot))
             self._links.add_route(index, address)
         self._loopbacks.build(sandbox.name)
+        crash.here("pool.built")
         return index
 
 

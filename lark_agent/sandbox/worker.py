@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lark_agent.linux import nftables, sysctl, uplink
+from lark_agent import crash
+from lark_agent.linux import files, nftables, sysctl, uplink
 from lark_agent.sandbox import firewall, resolver
 from lark_agent.sandbox.openings import Openings
 
@@ -83,8 +84,11 @@ class WorkerSide:
     def _let_forward(self) -> None:
         delegated6 = self._numbers.routed.network6 is not None
         ipv6 = self._veths.uplink.has_ipv6 or delegated6
-        opened = self._opened() | uplink.let_forward(self._veths.uplink, ipv6=ipv6)
-        self._forwarding.write_text(" ".join(sorted(opened)), encoding="ascii")
+        opened = uplink.not_forwarding(ipv6=ipv6)
+        # before it is done, so that it is taken back whenever this agent ends
+        files.write_whole(self._forwarding, " ".join(sorted(self._opened() | opened)))
+        uplink.let_forward(self._veths.uplink, opened)
+        crash.here("worker.forwards")
         self._write_firewall()
 
     def _opened(self) -> set[str]:
@@ -99,6 +103,7 @@ class WorkerSide:
             int(sysctl.read("net/netfilter/nf_conntrack_max") or 262_144), self._pool,
         )  # fmt: skip
         nftables.run(firewall.ruleset(self._numbers, worker, self.openings.elements))
+        crash.here("worker.firewall")
 
     def restore_firewall(self) -> bool:
         """Write the firewall again if somebody removed it; returns whether that was so."""
@@ -110,5 +115,6 @@ class WorkerSide:
     def withdraw(self) -> None:
         """Take back what `prepare` changed, for an agent without jobs."""
         nftables.run(firewall.removal())
+        crash.here("worker.no-firewall")
         uplink.stop_forwarding(self._opened())
         self._forwarding.unlink(missing_ok=True)

@@ -180,6 +180,7 @@ ENTER = "/usr/libexec/lark/lark-enter"
         ("agent", said(attached=60, condemned=4), "warn", "all 64 slots are taken", "raise [pool] slots"),
         ("agent", said(refusals={"policy": 3}), "warn", "3 jobs were refused (policy)", "journalctl"),
         ("agent", said(errors={"sampler": 1}), "warn", "'sampler' failed 1 times", "journalctl"),
+        ("damage", file("/var/lib/lark/journal.sqlite.damaged-20260101T000000Z", ""), "warn", "was damaged", "dmesg"),
         ("collector", said(collector_state="refused"), "warn", "refused; 2 records wait", "lark-collector running"),
         ("collector", said(unacknowledged=20_000), "warn", "20000 records wait", "disk"),
     ],

@@ -8,8 +8,10 @@ written out by hand.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
+import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pyroute2 import IPRoute
 
+from lark_agent import crash
 from lark_agent.datapath import Datapath, load, unload
 from lark_agent.datapath.attach import attach_programs
 from lark_agent.datapath.layout import u32
@@ -259,3 +262,24 @@ def test_a_crash_after_the_take_over(old_release: OldRelease) -> None:
     with load(BPFFS, 8) as again:
         assert again.active_slots() == {SLOT}
     assert entries(BPFFS) == {"v3"}
+
+
+def test_an_upgrade_that_is_killed_at_any_point(old_job: Network) -> None:
+    """The job's packets are counted by the old set or the new one, each once, however often."""
+    sent = 0
+    for point in ("one-map", "maps", "programs", "older-gone", "renamed"):
+        command = (
+            "from pathlib import Path; from lark_agent.datapath import load; "
+            f"load(Path('{BPFFS}'), 8)"
+        )
+        environment = {**os.environ, crash.VARIABLE: f"upgrade.{point}"}
+        killed = subprocess.run([sys.executable, "-c", command], env=environment, check=False)
+        assert killed.returncode == -signal.SIGKILL, point
+        datagrams(old_job, 5)
+        sent += 5
+    datapath = take_over(old_job)
+    datagrams(old_job, 7)
+    counters = datapath.read([SLOT])[SLOT]
+    assert counters.used_by(CAMPUS, Direction.SENT) == Count(sent + 7, (sent + 7) * DATAGRAM)
+    assert entries(BPFFS) == {"v3"}
+    datapath.close()

@@ -5,12 +5,17 @@ from __future__ import annotations
 import subprocess
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted
 
 from lark_agent.errors import KernelError, PrerequisiteError
 from lark_agent.linux import namespaces, nftables, uplink
 from lark_agent.linux.links import Links
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
 GROUP = 4242
@@ -138,7 +143,28 @@ def test_forwarding_keeps_the_workers_own_route(fresh_host: Path) -> None:
     add_link("up0")
     key = Path("/proc/sys/net/ipv6/conf/up0/accept_ra")
     key.write_text("1")
-    uplink.let_forward(uplink.Uplink("up0", 2, 1500, has_ipv6=True), ipv6=True)
+    closed = uplink.not_forwarding(ipv6=True)
+    uplink.let_forward(uplink.Uplink("up0", 2, 1500, has_ipv6=True), closed)
     assert key.read_text().strip() == "2"
     assert Path("/proc/sys/net/ipv6/conf/all/forwarding").read_text().strip() == "1"
     assert Path("/proc/sys/net/ipv4/ip_forward").read_text().strip() == "1"
+
+
+def test_an_interrupted_dump_of_links_is_read_again(fresh_host: Path) -> None:
+    """A list that the kernel flags as interrupted is read again; after five the caller is told."""
+    del fresh_host
+    with Links() as links:
+        whole, left = links._ip.get_links, [2]
+
+        def interrupted() -> Iterator[object]:
+            yield from whole()
+            if left[0]:
+                left[0] -= 1
+                raise NetlinkDumpInterrupted
+
+        links._ip.get_links = interrupted
+        assert links.names("lo") == {"lo": 1}
+        assert left == [0]
+        left[0] = 5
+        with pytest.raises(KernelError, match="changed during every reading"):
+            links.names("lo")

@@ -8,6 +8,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lark_agent.accounting.damage import SUFFIX
 from lark_agent.cli.doctor.findings import fail, ok, warn
 from lark_agent.cli.units import size
 from lark_agent.hooks.install import MODE, PROGRAMS
@@ -128,3 +129,17 @@ def journal(probe: Probe) -> Iterator[Finding]:
         yield warn(f"{state}: only {size(free)} free", "free some space; records wait there")
     else:
         yield ok(f"{state}: {size(free)} free")
+
+
+def damage(probe: Probe) -> Iterator[Finding]:
+    """Look for stores that were found damaged and set aside."""
+    state = Path(probe.settings.paths.state)
+    found = sorted(file.name for file in probe.path(state).glob(f"*{SUFFIX}*"))
+    found = [name for name in found if not name.endswith(("-wal", "-shm"))]
+    for name in found:
+        yield warn(
+            f"{state}/{name} was damaged when an agent opened it; what could be read of it is kept",
+            "see the disk's own messages (dmesg, smartctl); then remove the file",
+        )
+    if not found:
+        yield ok(f"no file in {state} was found damaged")

@@ -44,6 +44,7 @@ CHECKS = (
     Check("user namespaces", beside.user_namespaces),
     Check("admin group", install.admin_group),
     Check("journal", install.journal),
+    Check("damage", install.damage, needs_root=True),
     Check("one agent", agent.one_agent),
     Check("run socket", agent.run_socket),
     Check("agent", agent.status),
