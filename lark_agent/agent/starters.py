@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv4Address
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -25,7 +26,7 @@ from lark_agent.agent import conversation, transfers
 from lark_agent.agent.attachment import Member
 from lark_agent.errors import InvalidRequest, PolicyRefusal, Unavailable
 from lark_agent.hooks.identity import Launcher
-from lark_agent.linux import namespaces, process
+from lark_agent.linux import namespaces, process, programs
 from lark_agent.model import Connectivity, Job, NetworkPlan, Scheduler
 from lark_agent.sandbox.connectivity import Kind
 from lark_agent.schedulers import starts_one_job
@@ -73,7 +74,7 @@ class Starters:
         """Begin a starter's attachment; None if it went away. Raises Refused."""
         if not self._wanted:
             raise PolicyRefusal("transfers are not accounted here ([htcondor] account_transfer)")
-        if peer.uid != 0 or process.command_and_user(process.parent(peer.pid)) != (STARTD, 0):
+        if peer.uid != 0 or not _is_startd(process.parent(peer.pid)) or not process.alive(pidfd):
             raise PolicyRefusal(f"only what {STARTD} starts as root moves files of jobs")
         startd = address_of(request.environment.get(ADDRESS, ""))
         if self._pool.spare <= self._attachments.transfers.without_job() + 1:
@@ -115,6 +116,12 @@ class Starters:
             self.unaccounted += 1
             record = attachment.record
             log.warning("transfer is not accounted", job=record.job.job_id, starter=launcher.pid)
+
+
+def _is_startd(pid: int) -> bool:
+    _, uid = process.command_and_user(pid) or ("", -1)
+    program = programs.of(pid) if uid == 0 else None
+    return program is not None and Path(program.path).name == STARTD and not program.doubt
 
 
 def address_of(startd: str) -> tuple[IPv4Address, int]:

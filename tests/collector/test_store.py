@@ -19,7 +19,7 @@ from lark_agent.accounting.questions import HOUR_NS, GroupBy, JobFilter, hour_sh
 from lark_agent.collector.answers import MAX_SAMPLES, Answers
 from lark_agent.collector.schema import HOURS, RECORDS, SAMPLES, StoreFullError, open_engine
 from lark_agent.errors import ConfigurationError, StoreError
-from lark_agent.model import Change, Count, Peers, Record, Usage
+from lark_agent.model import Change, ClassUsage, Count, Peers, Record, Usage
 from tests.collector.world import HOUR, T0, finished, later, open_store, record, usage
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ capture says what was on the wire.
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.htcondor.jobs import CondorJob
     from tests.lab.capture import Packet
-    from tests.lab.process import Process
 
 pytestmark = [pytest.mark.root, pytest.mark.htcondor]
 ACCOUNTING = "[htcondor]\naccount_transfer = true\n"
@@ -52,7 +49,7 @@ connectivity = "bridge"
 network = "lab"
 """
 RULES = "".join(
-    f"[[rules]]\nwhen = 'On =?= \"{name}\"'\nprofile = \"{name}\"\n"
+    f'[[rules]]\nwhen = \'On =?= "{name}"\'\nprofile = "{name}"\n'
     for name in ("nat", "none", "bridge", "host")
 )
 IN, FAR, OUT = 3_000_000, 4_000_000, 2_000_000
@@ -139,7 +136,7 @@ def test_what_the_starter_moved_is_in_the_jobs_record(accounted: Pool, tmp_path:
 
     with Capture("eth0", tmp_path / "campus.pcap", lab.netns("campus")):
         job = accounted.submit(
-            f"ls -l && head -c {OUT} /dev/urandom > made && curl -sSf -o mine {address}/bytes/50000",
+            f"head -c {OUT} /dev/urandom > made && curl -sSf -o mine {address}/bytes/50000",
             inputs={"data": "x" * IN},
             transfer_input_files=f"data, {address}/bytes/{FAR}",
         )
@@ -169,7 +166,7 @@ def test_what_the_starter_moved_is_in_the_jobs_record(accounted: Pool, tmp_path:
 
 
 def test_chirp_reaches_the_starter_from_every_network(accounted: Pool) -> None:
-    """Attributes and files go through; over the loopback and the claim's connection, so uncounted."""
+    """Attributes and files go through, over loopbacks and the claim's connection: not counted."""
     jobs = {
         network: accounted.submit(TALK, my_WantIOProxy="true", my_On=f'"{network}"')
         for network in ("nat", "none", "bridge", "host")
@@ -276,7 +273,7 @@ UNREACHABLE = "insert rule inet lark input iifname lark* tcp dport 9618 reject w
 
 
 def test_no_job_stops_because_its_transfer_cannot_be_accounted(worker: Worker) -> None:
-    """Not wanted, no sandbox free, or a firewall between: jobs run, and their records say nothing."""
+    """Not wanted, no sandbox free, or a firewall between: jobs run, their records say nothing."""
     pool = worker.pool
     with worker.configured(""):
         job = pool.submit("echo done", inputs={"data": "x"})
