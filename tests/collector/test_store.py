@@ -410,7 +410,8 @@ def test_an_older_schema_is_converted(tmp_path: Path, version: int) -> None:
         assert answers.totals([], EVERYTHING, None).rows[0].sent.bytes == 500
         marks.append(store.mark("w1"))
         engine.dispose()
-    assert [mark.number for mark in marks] == [1, 2]
+    known = int(version == 4)  # had taken one batch by then
+    assert [mark.number for mark in marks] == [known + 1, known + 2]
     assert marks[0].store == marks[1].store > 0
 
 
