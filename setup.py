@@ -117,14 +117,14 @@ def write_environment(header: Path) -> None:
 
 
 def build_wrapper() -> list[Path]:
-    """Compile lark-run, lark-enter (which gets the file capability), and HTCondor's two."""
+    """Compile lark-run, lark-enter (which gets the file capability), and HTCondor's programs."""
     native = PACKAGE / "hooks" / "native"
     write_environment(native / "environment.h")
     (native / "bin").mkdir(exist_ok=True)
     compiler, before, after = wrapper_compiler()
     analyzer = analyzer_of(compiler)
     built = []
-    for name in ("lark-run", "lark-enter", "lark-prepare", "lark-sshd-setup"):
+    for name in ("lark-run", "lark-enter", "lark-prepare", "lark-sshd-setup", "lark-starter"):
         target, source = native / "bin" / name, native / f"{name}.c"
         flags = [*WARNINGS, *analyzer, *HARDENING]
         run(compiler, *flags, *before, source, *after, *LINKING, "-o", target)

@@ -230,6 +230,30 @@ class Usage:
         """Sum over the reasons."""
         return sum((d.count for d in self.drops), Count())
 
+    def since(self, before: Usage) -> Usage:
+        """Return what came after an earlier reading of the same counters."""
+        classes = {each.traffic_class: each for each in before.classes}
+        drops = {each.reason: each.count for each in before.drops}
+        none = ClassUsage("")
+        moved = [(each, classes.get(each.traffic_class, none)) for each in self.classes]
+        return Usage(
+            tuple(
+                ClassUsage(
+                    now.traffic_class, now.sent - then.sent, now.received - then.received,
+                    now.cost - then.cost,
+                )
+                for now, then in moved
+                if (now.sent, now.received) != (then.sent, then.received)
+            ),
+            tuple(
+                Drop(each.reason, each.count - drops.get(each.reason, Count()))
+                for each in self.drops
+                if each.count != drops.get(each.reason)
+            ),
+            self.non_ip_sent - before.non_ip_sent,
+            self.non_ip_received - before.non_ip_received,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -237,6 +261,7 @@ class Job:
 
     scheduler: Scheduler
     job_id: str
+    """Empty: no job, but what the batch system does for one (`Record.is_transfer`)."""
     owner: str
     """Who pays: the batch system's word where it launched the job, else the name of `uid`."""
     uid: int
@@ -376,6 +401,14 @@ class Record:
     changes: tuple[Change, ...] = ()
     """What was changed while the job ran, oldest first; the oldest go beyond `MAX_CHANGES`."""
     usage: Usage = field(default_factory=Usage)
+    transfer: Usage | None = None
+    """What the batch system's own process moved for the job, its files above all; in no other
+    number. None: not accounted."""
+
+    @property
+    def is_transfer(self) -> bool:
+        """Tell whether it is of no job, but of a process that moves files for one."""
+        return not self.job.job_id
 
     def sampled(self, usage: Usage, now_ns: int) -> Record:
         """Return the next record of this attachment."""

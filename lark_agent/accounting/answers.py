@@ -173,7 +173,10 @@ class Answers:
 
 
 def _condition(wanted: JobFilter, visible_owner: str | None) -> tuple[str, list[object]]:
-    condition, values = f"NOT (a.final AND a.acknowledged = {WITHHELD})", list[object]()
+    condition, values = (
+        f"a.job_id != '' AND NOT (a.final AND a.acknowledged = {WITHHELD})",
+        list[object](),
+    )
     pairs = [
         ("a.owner", wanted.owner), ("a.accounting_group", wanted.accounting_group),
         ("a.worker", wanted.worker), ("a.owner", visible_owner),

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -33,7 +33,7 @@ from lark_agent.accounting.marks import Mark
 from lark_agent.accounting.questions import hour_shares
 from lark_agent.accounting.room import Room, forget
 from lark_agent.errors import StoreError
-from lark_agent.model import NetworkPlan, Record
+from lark_agent.model import NetworkPlan, Record, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 4
 WITHHELD = 1 << 62
-"""In the column `acknowledged`, of what was announced and has not come: more than any sequence."""
+"""In the column `acknowledged`, of what was announced and has not come, and of transfers: more than
+any sequence."""
 CACHE_KIB = 256
 """SQLite keeps 2 MB a connection unless told otherwise; the page cache of the kernel does."""
 
@@ -115,6 +116,8 @@ class Launch:
     """The first one, and all that run."""
     steps: bool = False
     """Others may come after the last has ended."""
+    moved_before: Usage = field(default_factory=Usage)
+    """What the starter had moved before this attachment (`lark_agent.agent.transfers`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,16 +267,19 @@ class Journal:
     def _put(self, previous: Record | None, record: Record, process: Process) -> None:
         job, key = record.job, record.attachment_id
         self._db.execute(
-            "INSERT INTO attachments VALUES (?,?,-1,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,'') "
+            "INSERT INTO attachments VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,NULL,NULL,'') "
             "ON CONFLICT DO UPDATE SET "
             "sequence = excluded.sequence, final = excluded.final, ended_ns = excluded.ended_ns, "
             "body = excluded.body",
             (
-                key, record.sequence, record.final, record.started_ns, record.ended_ns, job.owner,
-                job.accounting_group, record.worker, job.job_id, msgspec.json.encode(record),
-                process.pid, process.start_time, process.boot_id,
+                key, record.sequence, WITHHELD if record.is_transfer else -1, record.final,
+                record.started_ns, record.ended_ns, job.owner, job.accounting_group,
+                record.worker, job.job_id, msgspec.json.encode(record), process.pid,
+                process.start_time, process.boot_id,
             ),
         )  # fmt: skip
+        if record.is_transfer:  # nobody's own traffic: it is in the record of a job
+            return
         moved = record.usage.sent, record.usage.received
         if previous is None or moved != (previous.usage.sent, previous.usage.received):
             self._db.execute(

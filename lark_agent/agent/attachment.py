@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Self
 from lark_agent.accounting.journal import Launch, Process
 from lark_agent.agent.enforcing import is_counted
 from lark_agent.linux import process
-from lark_agent.model import ExitReason
+from lark_agent.model import ExitReason, Usage
 from lark_agent.sandbox.holding import Holding
 
 if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
     from lark_agent.model import NetworkPlan, Record
     from lark_agent.sandbox.connectivity import Sandbox
 
@@ -56,6 +58,12 @@ class Attachment:
     """Others may come after the last process has ended."""
     launcher: frozenset[int] = frozenset()
     """As in `Holding`."""
+    beside: tuple[IPv4Address, int] | None = None
+    """As in `Holding`."""
+    moved_before: Usage = field(default_factory=Usage)
+    """As in `Launch`."""
+    has_its_share: bool = False
+    """What its starter moves from now on is a later attachment's (`lark_agent.agent.transfers`)."""
     status: int | None = None
     """Wait status of the first process, once it is known."""
     ending: bool = False
@@ -98,7 +106,7 @@ class Attachment:
         """What has to be remembered of its processes."""
         members = [m.process for n, m in enumerate(self.members) if n == 0 or m.alive]
         holder = self.holder.process if self.holder else None
-        return Launch(self.key, holder, tuple(members), self.steps)
+        return Launch(self.key, holder, tuple(members), self.steps, self.moved_before)
 
     @property
     def holding(self) -> Holding:
@@ -110,7 +118,7 @@ class Attachment:
         record, pid = self.record, member.process.pid
         return Holding(
             record.attachment_id, self.sandbox, record.job, self.plan, pid, member.pidfd,
-            self.launcher,
+            self.launcher, self.beside,
         )  # fmt: skip
 
     def exit(self, status: int | None) -> tuple[ExitReason, int]:

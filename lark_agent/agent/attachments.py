@@ -34,13 +34,15 @@ from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.sampler import read, sample
 from lark_agent.agent.attachment import Attachment, boot_id
 from lark_agent.agent.drain import Moved, drain
+from lark_agent.agent.transfers import Transfers
 from lark_agent.errors import KernelError, LarkError, StoreError, Unavailable
 from lark_agent.linux import process
-from lark_agent.model import Connectivity, ExitReason, Record, new_attachment_id
+from lark_agent.model import Connectivity, ExitReason, Record, Usage, new_attachment_id
 from lark_agent.policy.comparing import settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from ipaddress import IPv4Address
 
     from lark_agent.accounting.journal import Journal
     from lark_agent.agent.attachment import Member
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from lark_agent.agent.tasks import OwnThread, Tasks
     from lark_agent.config import Pool as PoolSettings
     from lark_agent.datapath import Datapath
-    from lark_agent.model import Change, Job, NetworkPlan, Usage
+    from lark_agent.model import Change, Job, NetworkPlan
     from lark_agent.sandbox.connectivity import Sandbox
     from lark_agent.sandbox.holding import Holding
     from lark_agent.sandbox.pool import Pool
@@ -96,6 +98,9 @@ class Attachments:
         self.prices = Prices({})
         """What counts from the next sample on."""
         self._living: dict[str, Attachment] = {}
+        self.transfers = Transfers(self._living)
+        self.leaving: Callable[[Attachment], None] = _is_left
+        """Called when the end of a job has come, before anything is drained."""
         self._ended: list[Attachment] = []
         self._settle_wanted = asyncio.Event()
         self._numbering = asyncio.Lock()
@@ -124,12 +129,12 @@ class Attachments:
     async def begin(
         self, job: Job, plan: NetworkPlan, sandbox: Sandbox, member: Member,
         key: str = "", launcher: frozenset[int] = frozenset(), *, announced: bool = False,
-        steps: bool = False,
+        steps: bool = False, beside: tuple[IPv4Address, int] | None = None,
     ) -> Attachment:  # fmt: skip
         """Attach a job to a sandbox; takes over the member's pidfd.
 
         With a key others may join, with `steps` also after the last has ended. If the job is only
-        `announced`, the member holds its place. `launcher` is as in `Holding`.
+        `announced`, the member holds its place. `launcher` and `beside` are as in `Holding`.
         Raises Refused if the plan cannot be put in force, Unavailable if the journal cannot
         record it.
         """
@@ -142,7 +147,8 @@ class Attachments:
             peers=plan.peers, plan=settings(plan),
         )  # fmt: skip
         attachment = Attachment(record, sandbox, plan, [] if announced else [member], key)
-        attachment.steps, attachment.launcher = steps, launcher
+        attachment.steps, attachment.launcher, attachment.beside = steps, launcher, beside
+        attachment.moved_before = await self._moved_before(key)
         if announced:
             attachment.holder = member
             attachment.outcome_known.set()
@@ -158,6 +164,19 @@ class Attachments:
         self.adopt(attachment)
         await self.ready(attachment)
         return attachment
+
+    async def _moved_before(self, key: str) -> Usage:
+        """Return what the starter of a job has moved for an earlier attachment, which has it."""
+        found = self.transfers.earlier(key)
+        if found is None:
+            return Usage()
+        starter, earlier = found
+        slot = starter.sandbox.slot
+        async with self._numbering:
+            moved = (await self._in_kernel(lambda: read(self._datapath, [slot])))[slot]
+            if self.transfers.share(earlier, moved):
+                self._settle(earlier)
+        return moved
 
     async def decided(self, key: str) -> tuple[Job, NetworkPlan] | None:
         """Return what was decided for an earlier attachment of a launch. Raises Unavailable."""
@@ -301,6 +320,11 @@ class Attachments:
             return
         attachment.timer = loop.call_later(seconds, self._expired, attachment)
 
+    def abandon(self, attachment: Attachment) -> None:
+        """End an attachment whose process goes on without it."""
+        if not attachment.ending:
+            self._begin_end(attachment, ExitReason.NOT_STARTED)
+
     def _expired(self, attachment: Attachment) -> None:
         if not attachment.runs and not attachment.ending:
             log.info("nothing came", attachment=attachment.record.attachment_id)
@@ -308,6 +332,7 @@ class Attachments:
 
     def _begin_end(self, attachment: Attachment, reason: ExitReason | None) -> None:
         attachment.ending = True
+        self.leaving(attachment)
         if attachment.timer is not None:
             attachment.timer.cancel()
         self._tasks.once("end", self._end(attachment, reason))
@@ -321,12 +346,16 @@ class Attachments:
             if reason is None:
                 how = attachment.exit(status)
         finally:  # whatever went wrong: the plan must end, and the sandbox must come back
-            attachment.record = replace(
-                attachment.record, ended_ns=ended_ns, exit_reason=how[0], exit_status=how[1]
-            )
-            self._ended.append(attachment)
-            self._settle_wanted.set()
+            if not attachment.record.ended_ns:  # else an earlier agent saw the end
+                attachment.record = replace(
+                    attachment.record, ended_ns=ended_ns, exit_reason=how[0], exit_status=how[1]
+                )
+            self._settle(attachment)
             crash.here("end.drained")
+
+    def _settle(self, ended: Attachment) -> None:
+        self._ended.append(ended)
+        self._settle_wanted.set()
 
     async def _last_words(self, attachment: Attachment) -> int | None:
         """Let through what is under way; returns the job's wait status, None if nobody knows."""
@@ -379,6 +408,7 @@ class Attachments:
                 self._settle_wanted.set()
 
     async def _finish(self, batch: list[Attachment]) -> None:
+        batch = [*batch, *self.transfers.held_by(batch)]
         counted = [a for a in batch if a.counted]
 
         def last_words() -> dict[int, Usage]:
@@ -391,25 +421,37 @@ class Attachments:
 
         usage = await self._in_kernel(last_words) if counted else {}
         now = self._clock_ns()
-        finals = []
-        for attachment in batch:
+        going_on, waiting = self.transfers.outlived(batch), self.transfers.waiting(batch)
+        newer = []
+        for attachment in (*batch, *going_on):
             record = attachment.record
             last = self.prices.priced(record.usage, usage.get(record.slot, record.usage))
-            final = record.sampled(last, now)
-            finals.append(replace(final, final=True))
+            final = attachment not in waiting and attachment not in going_on
+            newer.append(replace(record.sampled(last, now), final=final))
+        told = self.transfers.told(newer)
         crash.here("settle.read")
-        await self._in_journal(lambda: self._journal.save(finals))
+        await self._in_journal(lambda: self._journal.save(told))
         crash.here("final.recorded")
-        for attachment in counted:  # frees the numbers of classes that the site has removed
-            self._datapath.reset(attachment.sandbox.slot)
-        ended = [a.holding for a in batch if self._enforcing.concerns(a.holding)]
+        for attachment, record in zip((*batch, *going_on), told, strict=True):
+            attachment.record = replace(
+                record, ended_ns=attachment.record.ended_ns,
+                exit_reason=attachment.record.exit_reason,
+                exit_status=attachment.record.exit_status,
+            )  # fmt: skip
+        self.transfers.hold(waiting)
+        await self._dismiss([attachment for attachment in batch if attachment not in waiting])
+        self.changed.set()
+
+    async def _dismiss(self, final: list[Attachment]) -> None:
+        for attachment in final:
+            if attachment.counted:  # frees the numbers of classes that the site has removed
+                self._datapath.reset(attachment.sandbox.slot)
+        ended = [a.holding for a in final if self._enforcing.concerns(a.holding)]
         if ended:
             await self._in_kernel(lambda: self._enforcing.end(*ended))
         crash.here("final.taken-back")
-        for attachment, final in zip(batch, finals, strict=True):
-            attachment.record = final
+        for attachment in final:
             self._let_go(attachment)
-        self.changed.set()
 
     def _let_go(self, attachment: Attachment) -> None:
         record = attachment.record
@@ -419,6 +461,7 @@ class Attachments:
         for member in attachment.everyone:
             if member.pidfd >= 0:
                 os.close(member.pidfd)
+        self.transfers.forget(attachment)
         self._pool.condemn(attachment.sandbox)
         attachment.finished.set()
         crash.here("final.let-go")
@@ -439,11 +482,13 @@ class Attachments:
             now = self._clock_ns()
             newer = await self._in_kernel(lambda: sample(self._datapath, self.prices, records, now))
             crash.here("sample.read")
+            newer = self.transfers.told(newer)
             # an attachment may have ended while the counters were read: keep what _end wrote
             for attachment, record in zip(running, newer, strict=True):
                 attachment.record = replace(
                     attachment.record, usage=record.usage, cost=record.cost,
                     sampled_ns=record.sampled_ns, sequence=record.sequence,
+                    transfer=record.transfer,
                 )  # fmt: skip
             await self._in_journal(lambda: self._journal.save(newer))
             crash.here("sample.recorded")
@@ -452,3 +497,7 @@ class Attachments:
 
 async def _is_ready(_attachment: Attachment) -> None:
     """Wait for nothing."""
+
+
+def _is_left(_attachment: Attachment) -> None:
+    """Do nothing."""

@@ -1,8 +1,10 @@
 """Who asks on the run socket, by what the kernel says, and whether they can have a sandbox at all.
 
 Refused are callers in another network namespace than the agent's (they are in a sandbox already, or
-in one they made: comparing namespaces cannot be raced as comparing pids could) or in the control
-group of a job that has no sandbox, and root, whom no sandbox can hold, unless it asks for a user.
+in one they made: comparing namespaces cannot be raced as comparing pids could), but for the
+children of a starter that the agent itself put into one (`lark_agent.agent.starters`); callers in
+the control group of a job that has no sandbox; and root, whom no sandbox can hold, unless it asks
+for a user.
 
 Behind a caller may stand the batch system: a parent process whose real user is root and whose
 program is one of `trusted_launchers` (`lark_agent.linux.programs`). A process's name would not do:
@@ -54,14 +56,20 @@ class Callers:
         shared = any(fnmatchcase(user, pattern) for pattern in self._settings.shared_accounts)
         return Caller(peer.pid, uid, user, self._launcher(peer.pid), shared, by_root=peer.uid == 0)
 
-    def check(self, peer: process.Peer, pidfd: int) -> None:
-        """Raise Refused if the caller can have no sandbox, whatever it asks for."""
+    def check(
+        self, peer: process.Peer, pidfd: int, starters: tuple[int, int] | None = None
+    ) -> bool:
+        """Raise Refused if the caller can have no sandbox, whatever it asks for.
+
+        `starters` is the network of the starter whose child it is, where it may be as well; returns
+        whether it is there.
+        """
         if peer.pid == 0:
             raise InvalidRequest(
                 "the caller is outside this worker's process tree (another pid namespace)"
             )
         network = process.network_identity(peer.pid)
-        if network != self._host or not process.alive(pidfd):
+        if network not in {self._host, starters} or not process.alive(pidfd):
             raise PolicyRefusal(
                 "the caller is not in the worker's own network: it is in a sandbox already; "
                 "start the command directly"
@@ -70,6 +78,7 @@ class Callers:
             raise PolicyRefusal(
                 "the caller is in the control group of a job already; start the command directly"
             )
+        return network != self._host
 
     async def _user(self, uid: int) -> str:
         """Return the name of a user, remembered for a while.

@@ -72,6 +72,7 @@ class Changing:
         found = [
             attachment
             for key, attachment in living.items()
+            if not attachment.record.is_transfer
             if job in {key, attachment.record.job.job_id}
             or (len(job) >= _LEAST_PREFIX and key.startswith(job))
         ]

@@ -47,6 +47,7 @@ from lark_agent.agent.changing import Changing
 from lark_agent.agent.drain import InSandbox
 from lark_agent.agent.enforcing import Enforcing
 from lark_agent.agent.follow import Follower
+from lark_agent.agent.forwards import Forwards
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.hook import Hook
 from lark_agent.agent.launchers import Launchers
@@ -61,6 +62,7 @@ from lark_agent.agent.reporter import Reporter
 from lark_agent.agent.rounds import Rounds
 from lark_agent.agent.sandboxes import Sandboxes
 from lark_agent.agent.service import serve
+from lark_agent.agent.starters import Starters
 from lark_agent.agent.tasks import OwnThread, Tasks
 from lark_agent.config import AGENT_FILE, AgentSettings, QuotaAction, load
 from lark_agent.errors import ConfigurationError, LarkError, PrerequisiteError
@@ -224,8 +226,17 @@ class Daemon:
         )  # fmt: skip
         self._attachments.prices = Prices.of(settings.prices)
         self._launchers = Launchers(self._enforcing, self._in_kernel, self._tasks)
+        self._forwards = Forwards(self._attachments, self._in_kernel)
+        self._attachments.leaving = self._forwards.close
+        self._starters = Starters(
+            settings, self._pool, self._attachments, self._worker_side.replaces_resolver
+        )
         for attachment in found.adopted:
             self._attachments.adopt(attachment)
+        for attachment in found.adopted:
+            if attachment.record.is_transfer:
+                continue
+            self._tasks.once("forward", self._forwards.follow(attachment))
             ports = self._datapath.ports.of_launcher(attachment.sandbox.slot)
             self._launchers.adopt(attachment, ports)
         for name, kinds, in_thread in self._sandboxes.builders():
@@ -280,6 +291,7 @@ class Daemon:
             self._run_directory / "run.sock", lambda: self._policy, self._pool, self._attachments,
             self._launchers, settings,
             OwnNamespaces(self._sandboxes.hand_over, allowed=settings.pool.own_namespaces),
+            self._starters, self._forwards,
         )  # fmt: skip
         machine = Machine(
             settings, self._attachments, self._shaping.booking, self._in_kernel,
@@ -337,7 +349,13 @@ class Daemon:
             unacknowledged=unacknowledged,
             refusals=self._gate.refusals,
             busy_slots=sorted(self._pool.busy),
-            errors=self._tasks.errors + Counter({"build sandbox": self._pool.build_errors}),
+            errors=self._tasks.errors
+            + Counter(
+                {
+                    "build sandbox": self._pool.build_errors,
+                    "transfer not accounted": self._starters.unaccounted,
+                }
+            ),
         )
 
     def reload(self) -> None:
@@ -381,6 +399,7 @@ class Daemon:
 
     async def _take_down(self) -> None:
         """Take the last sample and dismantle every sandbox that holds no job."""
+        self._forwards.close_all()
         with contextlib.suppress(LarkError):
             await self._attachments.sample()
         await self._pool.empty()

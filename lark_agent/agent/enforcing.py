@@ -122,6 +122,9 @@ class Enforcing:
             None if plan.services is None else {DNS, *plan.services},
             holding.launcher,
         )
+        gateway = self._loopbacks.gateway
+        if holding.beside is not None:
+            gateway, launcher = holding.beside[0], frozenset({holding.beside[1]})
         if plan.cut:
             plan = replace(plan, reach=frozenset(), peers=Peers.NONE, inbound=Inbound.NONE)
             services, launcher = set(), frozenset()
@@ -137,7 +140,7 @@ class Enforcing:
             dscp=plan.dscp, flow_label=plan.flow_label,
             services=ALL_SERVICES if services is None else self._datapath.services.mask(services),
             local4=_local4(sandbox) if ipv4 is None else None,
-            launcher=launcher, gateway=self._loopbacks.gateway,
+            launcher=launcher, gateway=gateway,
         )  # fmt: skip
 
 

@@ -55,8 +55,10 @@ if TYPE_CHECKING:
 
     from lark_agent.agent.attachment import Attachment
     from lark_agent.agent.attachments import Attachments
+    from lark_agent.agent.forwards import Forwards
     from lark_agent.agent.launchers import Launchers
     from lark_agent.agent.own import OwnNamespaces
+    from lark_agent.agent.starters import Starters
     from lark_agent.config import AgentSettings
     from lark_agent.model import Job, NetworkPlan
     from lark_agent.policy.site import SitePolicy
@@ -84,6 +86,8 @@ class Gate:
         launchers: Launchers,
         settings: AgentSettings,
         own: OwnNamespaces,
+        starters: Starters,
+        forwards: Forwards,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._path = path
@@ -94,6 +98,8 @@ class Gate:
         self._settings = settings
         self._callouts = Callouts()
         self._own = own
+        self._starters = starters
+        self._forwards = forwards
         self._callers = Callers(settings)
         self._open_by_user: Counter[int] = Counter()
         self._asking: Counter[int] = Counter()
@@ -193,11 +199,20 @@ class Gate:
         """Attach the caller to a sandbox; None if it went away, or is no job. Raises Refused."""
         pidfd = await conversation.open_peer(connection, peer)
         try:
-            self._callers.check(peer, pidfd)
+            starters = self._starters.around(peer.pid)
+            inside = self._callers.check(peer, pidfd, starters)
             request = await conversation.request(connection)
             if request is None:
                 return None
+            if request.purpose is wire.Purpose.TRANSFER and not inside:
+                attachment = await self._starters.admit(connection, request, peer, pidfd)
+                if attachment is not None:
+                    pidfd = -1
+                    self._grant(connection, attachment, inside=inside)
+                return attachment
             caller = await self._callers.name(peer, request)
+            if inside and caller.launcher is None:
+                raise PolicyRefusal("only the starter itself starts jobs from its sandbox")
             if not process.alive(pidfd):  # so all that was found by its number was its own
                 return None
             if request.purpose is not wire.Purpose.RUN:
@@ -211,7 +226,7 @@ class Gate:
         finally:
             if pidfd >= 0:
                 os.close(pidfd)
-        self._grant(connection, attachment)
+        self._grant(connection, attachment, inside=inside)
         self._attachments.tell(attachment)  # after the job was let go: it waits for none of this
         return attachment
 
@@ -235,6 +250,7 @@ class Gate:
                 return None
             await self._attachments.join(attachment, member)
             await self._launchers.look(attachment)
+            await self._forwards.follow(attachment)
             return attachment
 
     async def _serve_launcher(
@@ -315,6 +331,8 @@ class Gate:
                 self._pool.condemn(sandbox)
                 raise
         self._launchers.watch(attachment)
+        self._starters.note(attachment, caller.launcher)
+        await self._forwards.follow(attachment)
         return attachment
 
     async def _take(self, connection: socket.socket, kind: Kind, member: Member) -> Sandbox | None:
@@ -370,18 +388,26 @@ class Gate:
         finally:
             self._asking[uid] -= 1
 
-    def _grant(self, connection: socket.socket, attachment: Attachment) -> None:
+    def _grant(self, connection: socket.socket, attachment: Attachment, *, inside: bool) -> None:
+        """Answer with the network; to a caller `inside` a starter's the worker's is another."""
         sandbox = attachment.sandbox
         stays = sandbox.connectivity is Connectivity.HOST
         namespace = Path("/proc/self/ns/net") if stays else namespaces.path(sandbox.name)
         descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
             resolv_conf = not stays and attachment.plan.connectivity is not Connectivity.NONE
+            if attachment.record.is_transfer:
+                resolv_conf = self._starters.needs_resolver()
             of_slot = sandbox.slot if sandbox.own_resolvers else None
             crash.here("grant.ready")
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its pidfd will say
                 wire.send_grant(
-                    connection, descriptor, resolv_conf=resolv_conf, of_slot=of_slot, stay=stays
+                    connection,
+                    descriptor,
+                    resolv_conf=resolv_conf,
+                    of_slot=of_slot,
+                    stay=stays and not inside,
+                    bare=stays and inside,
                 )
             crash.here("grant.sent")
         finally:
@@ -398,6 +424,8 @@ class Gate:
         if failure is not None:
             attachment.not_started, text = failure
             log.warning("job not started", attachment=attachment.record.attachment_id, error=text)
+            if attachment.record.is_transfer:  # it goes on, without us
+                self._attachments.abandon(attachment)
 
     def _refuse(self, connection: socket.socket, error: BaseException) -> None:
         self.refusals[type(error).__name__] += 1

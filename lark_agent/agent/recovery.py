@@ -112,6 +112,7 @@ def _adopt(living: Living, numbers: Addressing) -> Attachment:
     attachment = Attachment(
         record, _sandbox_of(record, numbers), living.plan, members, launch.key,
         _find(launch.holder) if launch.holder else None, launch.steps,
+        moved_before=launch.moved_before,
     )  # fmt: skip
     attachment.outcome_known.set()
     log.info(

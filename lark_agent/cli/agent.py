@@ -82,7 +82,7 @@ def check(file: Path | None) -> None:
     help="Where the programs go; not on a file system mounted nosuid.",
 )
 def install_wrapper(directory: Path) -> None:
-    r"""Install lark-run, lark-prepare, and lark-enter with its file capability.
+    r"""Install lark-run, HTCondor's programs, and lark-enter with its file capability.
 
     \b
     Example:

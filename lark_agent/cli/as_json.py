@@ -84,9 +84,25 @@ def job(record: Record) -> dict[str, Any]:
         "drops": [{"reason": d.reason, **count(d.count)} for d in usage.drops],
         "non_ip_sent": count(usage.non_ip_sent),
         "non_ip_received": count(usage.non_ip_received),
+        "transfer": transfer(record),
         "sampled_ns": record.sampled_ns,
         "sampled": iso(record.sampled_ns),
         "sequence": record.sequence,
+    }
+
+
+def transfer(record: Record) -> dict[str, Any] | None:
+    """Return what the batch system moved for a job; None where that is not accounted."""
+    moved = record.transfer
+    if moved is None:
+        return None
+    return {
+        "sent": count(moved.sent),
+        "received": count(moved.received),
+        "classes": [
+            {"class": c.traffic_class, "sent": count(c.sent), "received": count(c.received)}
+            for c in moved.classes
+        ],
     }
 
 

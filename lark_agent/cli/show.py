@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from lark_agent.accounting.questions import GroupBy, JobRun, Sample, Totals
-    from lark_agent.model import Count, Record
+    from lark_agent.model import Count, Record, Usage
 
 HISTORY_ROWS = 10
 
@@ -76,7 +76,11 @@ def job(run: JobRun, frame: Frame) -> Iterator[str | Grid]:
     record = run.record
     yield Grid((Column(""), Column("")), list(_facts(record, frame)), frame.width)
     yield ""
-    yield Grid(*_classes(record, frame), frame.width, _class_total(record, frame))
+    yield Grid(*_classes(record.usage, frame), frame.width, _total(record.usage, frame))
+    if record.transfer is not None:
+        yield ""
+        yield "File transfer and the rest of the batch system's work for the job"
+        yield Grid(*_classes(record.transfer, frame), frame.width, _total(record.transfer, frame))
     if record.usage.drops:
         yield ""
         yield from _drops(record)
@@ -120,7 +124,7 @@ def _facts(record: Record, frame: Frame) -> Iterator[tuple[str, str]]:
 
 
 def _classes(
-    record: Record, frame: Frame
+    usage: Usage, frame: Frame
 ) -> tuple[tuple[Column, ...], list[tuple[str, str, str, str, str]]]:
     columns = (
         Column("CLASS"),
@@ -129,16 +133,15 @@ def _classes(
         Column("RECEIVED", 0, "right"),
         Column("PACKETS", 1, "right"),
     )
-    rows = [_moved(c.traffic_class, c.sent, c.received, frame) for c in record.usage.classes]
-    arp = record.usage.non_ip_sent, record.usage.non_ip_received
+    rows = [_moved(c.traffic_class, c.sent, c.received, frame) for c in usage.classes]
+    arp = usage.non_ip_sent, usage.non_ip_received
     if any(arp):
         rows.append(_moved("(not IP)", *arp, frame))
     return columns, rows
 
 
-def _class_total(record: Record, frame: Frame) -> tuple[str, ...]:
-    name = "all classes"
-    return _moved(name, record.usage.sent, record.usage.received, frame)
+def _total(usage: Usage, frame: Frame) -> tuple[str, ...]:
+    return _moved("all classes", usage.sent, usage.received, frame)
 
 
 def _moved(name: str, sent: Count, received: Count, frame: Frame) -> tuple[str, str, str, str, str]:

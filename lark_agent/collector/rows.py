@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Usage).decode
+_decode_transfer = msgspec.json.Decoder(Usage | None).decode
 _decode_changes = msgspec.json.Decoder(tuple[Change, ...]).decode
 _decode_plan = msgspec.json.Decoder(tuple[Setting, ...]).decode
 
 CHANGING = (
     "sequence", "sampled_ns", "ended_ns", "final", "exit_reason", "exit_status", "usage", "cost",
-    "changes", "peers", "plan",
+    "changes", "peers", "plan", "transfer",
 )  # fmt: skip
 """Columns that a later record may set; the rest is what the first one said, for ever."""
 
@@ -69,6 +70,7 @@ def row_of(record: Record) -> dict[str, Any]:
         "plan": _encode(record.plan).decode(),
         "changes": _encode(record.changes).decode(),
         "usage": _encode(record.usage).decode(),
+        "transfer": _encode(record.transfer).decode(),
     }
 
 
@@ -105,6 +107,7 @@ def record_of(row: RowMapping) -> Record:
         plan=_decode_plan(row["plan"]),
         changes=_decode_changes(row["changes"]),
         usage=_decode(row["usage"]),
+        transfer=_decode_transfer(row["transfer"]),
     )
 
 

@@ -39,7 +39,7 @@ from lark_agent.errors import ConfigurationError, StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-VERSION = 4
+VERSION = 5
 """Of the tables below; a store with a higher one is refused, one with a lower one is converted."""
 BUSY_SECONDS = 5
 """How long to wait for another process (a backup, an admin's shell) that holds the database."""
@@ -90,6 +90,7 @@ RECORDS = sql.Table(
     _text("changes", server_default="[]"),
     _text("peers", server_default="none"),
     _text("plan", server_default="[]"),  # since version 4
+    _text("transfer", server_default="null"),  # since version 5
     # pages are cut by attachment id within whatever is asked for
     sql.Index("records_by_owner", "owner", "attachment_id"),
     sql.Index("records_by_worker", "worker", "attachment_id"),
@@ -233,6 +234,7 @@ def _convert(connection: sql.Connection, version: int) -> None:
         2: [RECORDS.c.ipv4, RECORDS.c.ipv6],
         3: [RECORDS.c.network, RECORDS.c.cost, RECORDS.c.changes, RECORDS.c.peers, HOURS.c.cost],
         4: [RECORDS.c.plan],
+        5: [RECORDS.c.transfer],
     }
     for column in (each for since in added if since > version for each in added[since]):
         text = sql.schema.CreateColumn(column).compile(connection)

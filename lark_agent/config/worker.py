@@ -203,6 +203,9 @@ class HTCondor(Section, frozen=True):
     """Directory of `lark-agent install-wrapper`."""
     libexec: str = "/usr/libexec/condor"
     """HTCondor's own LIBEXEC."""
+    account_transfer: bool = False
+    """Put the starter, which moves a job's files, into a sandbox of its own, so that the job's
+    record says what it moved. Each job takes two of [pool] slots then."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check that the paths are absolute and can stand in a file of HTCondor's."""

@@ -35,9 +35,10 @@ STARTER = "condor_starter"
 """Command that runs one job, as root."""
 DIRECTIONS = ("Incoming", "Outgoing")
 METERED = ("NetworkIncoming", "NetworkOutgoing")
+TRANSFERRED = ("NetworkTransferIncoming", "NetworkTransferOutgoing")
 ACCOUNT = (
     *METERED, "NetworkIncomingByClass", "NetworkOutgoingByClass", "NetworkCost",
-    "AverageBandwidthUsage", "NetworkRecord",
+    "AverageBandwidthUsage", "NetworkRecord", *TRANSFERRED,
 )  # fmt: skip
 """Names that `job_attributes` gives, and nobody else may."""
 MEGA = 10**6
@@ -154,6 +155,10 @@ def job_attributes(records: Sequence[Record]) -> Attributes:
         inner = "; ".join(f"{name} = {count}" for name, count in sorted(classes.items()))
         found[f"Network{direction}ByClass"] = f"[ {inner} ]"
     found["NetworkCost"] = f"{sum(record.cost for record in records) / MEGA:.6f}"
+    moved = [record.transfer for record in records if record.transfer is not None]
+    if len(moved) == len(records):  # else it would be a part that looks like all
+        found["NetworkTransferIncoming"] = str(sum(each.received.bytes for each in moved))
+        found["NetworkTransferOutgoing"] = str(sum(each.sent.bytes for each in moved))
     found["AverageBandwidthUsage"] = f"{rate:.6f}"
     found["NetworkRecord"] = text(",".join(record.attachment_id for record in records))
     return found

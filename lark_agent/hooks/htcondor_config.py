@@ -51,6 +51,7 @@ def worker_file(
     parts = [
         *_wrapping(settings.htcondor.programs),
         htcondor_libexec.lines(libexec),
+        *transferring(settings),
         *_reporting(settings, program, arguments),
         *_matching(settings),
     ]
@@ -75,6 +76,20 @@ STARTER_JOB_HOOK_KEYWORD = LARK
 LARK_HOOK_PREPARE_JOB = {programs}/lark-prepare
 
 {BESIDE}"""
+
+
+def transferring(settings: AgentSettings) -> Iterator[str]:
+    """Yield what accounts for file transfer, where that is wanted."""
+    if settings.htcondor.account_transfer:
+        yield f"""
+# The starter, and with it file transfer, is in a sandbox of its own, so that the job's record says
+# what it moved; without an agent it runs as ever. There the worker's own address cannot be bound,
+# shared port is what the daemons share, and its sockets must be files: those of the abstract name
+# space belong to one network.
+STARTER = {settings.htcondor.programs}/lark-starter
+STARTER.BIND_ALL_INTERFACES = True
+USE_SHARED_PORT = True
+DAEMON_SOCKET_DIR = $(LOCK)/daemon_sock"""
 
 
 def _reporting(settings: AgentSettings, program: str, arguments: Sequence[str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from lark_agent.policy.ads import MAX_BYTES
 MAGIC, VERSION = b"LARK", 1
 MAX_REQUEST, MAX_REPLY = 16384, 1024
 MAX_DESCRIPTORS = 4
-BIND_RESOLV_CONF, STAY = 1, 2
+BIND_RESOLV_CONF, STAY, BARE = 1, 2, 4
 OWN_NAMESPACE = 1
 """Flag of a request: the caller can enter no namespace but one that it makes."""
 _SCM_MAX_FD = 253  # net/core/scm.c
@@ -44,6 +44,8 @@ class Purpose(Enum):
     """The caller becomes the job."""
     PREPARE = b"p"
     """A job will come; have its network ready."""
+    TRANSFER = b"t"
+    """The caller becomes a process of the batch system that moves a job's files."""
     END = b"e"
     """No more tasks of the job will come."""
 
@@ -135,12 +137,15 @@ def send_grant(
     resolv_conf: bool,
     of_slot: int | None = None,
     stay: bool = False,
+    bare: bool = False,
 ) -> None:
     """Answer with the network namespace to enter, or to stay in, and whose resolv.conf holds.
 
-    `of_slot` is the slot of a sandbox that has a file of its own.
+    `of_slot` is the slot of a sandbox that has a file of its own; a `bare` network is entered
+    without anything that shows it, being the worker's own.
     """
     flags = (BIND_RESOLV_CONF if resolv_conf else 0) | (STAY if stay else 0)
+    flags |= BARE if bare else 0
     if resolv_conf and of_slot is not None:
         flags |= (of_slot + 1) << 16
     message = _HEADER.pack(MAGIC, VERSION, 0) + struct.pack("<I", flags)

@@ -105,6 +105,7 @@ def record_to_wire(record: Record) -> record_pb2.Record:
         plan=[record_pb2.Setting(**setting._asdict()) for setting in record.plan],
         changes=[record_pb2.Change(**change._asdict()) for change in record.changes],
         usage=_usage_to_wire(record.usage),
+        transfer=None if record.transfer is None else _usage_to_wire(record.transfer),
     )
 
 
@@ -116,6 +117,8 @@ def record_from_wire(message: record_pb2.Record) -> Record:
     # counted before anything is built: a message may hold millions
     _check_size("usage.classes", message.usage.classes, MAX_CLASSES)
     _check_size("usage.drops", message.usage.drops, MAX_DROPS)
+    _check_size("transfer.classes", message.transfer.classes, MAX_CLASSES)
+    _check_size("transfer.drops", message.transfer.drops, MAX_DROPS)
     _check_size("changes", message.changes, MAX_CHANGES)
     _check_size("plan", message.plan, MAX_SETTINGS)
     reason = message.exit_reason
@@ -152,6 +155,7 @@ def record_from_wire(message: record_pb2.Record) -> Record:
             Change(each.at_ns, each.by, each.setting, each.value) for each in message.changes
         ),
         usage=_usage_from_wire(message.usage),
+        transfer=_usage_from_wire(message.transfer) if message.HasField("transfer") else None,
     )
     check_record(record)
     return record
@@ -161,7 +165,9 @@ def check_record(record: Record) -> None:
     """Raise InvalidRecord if no collector would take this record, whatever happens to it later."""
     if not ATTACHMENT_ID.fullmatch(record.attachment_id):
         raise InvalidRecord(f"attachment_id: {record.attachment_id[:MAX_TEXT]!r} is not a UUIDv7")
-    usage = record.usage
+    usages = {"usage": record.usage}
+    if record.transfer is not None:
+        usages["transfer"] = record.transfer
     texts = {
         "worker": record.worker,
         "job.job_id": record.job.job_id,
@@ -171,18 +177,20 @@ def check_record(record: Record) -> None:
         "network": record.network,
         **{f"changes[{n}]": " ".join(change[1:]) for n, change in enumerate(record.changes)},
         **{f"plan[{n}]": " ".join(setting) for n, setting in enumerate(record.plan)},
-        **{f"usage.classes[{n}]": c.traffic_class for n, c in enumerate(usage.classes)},
-        **{f"usage.drops[{n}]": d.reason for n, d in enumerate(usage.drops)},
     }
+    for name, usage in usages.items():
+        texts |= {f"{name}.classes[{n}]": c.traffic_class for n, c in enumerate(usage.classes)}
+        texts |= {f"{name}.drops[{n}]": d.reason for n, d in enumerate(usage.drops)}
     for field, text in texts.items():
         check_text(f"{record.attachment_id}: {field}", text)
-    _check_unique(record, "class", [c.traffic_class for c in usage.classes])
-    _check_unique(record, "drop reason", [d.reason for d in usage.drops])
     numbers = [record.started_ns, record.sequence, record.sampled_ns, record.ended_ns, record.cost]
     numbers += [change.at_ns for change in record.changes]
-    numbers += [entry.cost for entry in usage.classes]
-    for count in _counts(usage):
-        numbers += count.packets, count.bytes
+    for usage in usages.values():
+        _check_unique(record, "class", [c.traffic_class for c in usage.classes])
+        _check_unique(record, "drop reason", [d.reason for d in usage.drops])
+        numbers += [entry.cost for entry in usage.classes]
+        for count in _counts(usage):
+            numbers += count.packets, count.bytes
     if min(numbers) < 0 or max(numbers) > MAX_INTEGER:
         raise InvalidRecord(
             f"{record.attachment_id}: a time, sequence or count is not between 0 and {MAX_INTEGER}"

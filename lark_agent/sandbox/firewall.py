@@ -11,7 +11,8 @@ by address and service already; here the address does not matter, so that one wh
 this very moment, or its broadcast, opens nothing. Services on the worker's loopback, and its stub
 resolver, are translated to 127.0.0.1 on the way in, the services' clients too: to them, jobs are
 local. What the datapath has marked is for the loopback too, on whatever port: where a job's
-launcher listens is one job's alone, so the datapath decides it and no rule is written for it.
+launcher listens is one job's alone, so the datapath decides it and no rule is written for it. The
+mark is also on what a starter's sandbox may ask of the worker's own address; that stays as it is.
 
 Connection tracking has room for so many connections of the whole worker, and a job needs but one
 port to open any number. So each sandbox has an equal share (`ct count`), and what it begins beyond
@@ -142,6 +143,7 @@ table inet {TABLE} {{
     ct state established,related accept
     jump share
     meta mark {TO_LOOPBACK:#x} ct status dnat accept
+    meta mark {TO_LOOPBACK:#x} ip daddr != {addressing.gateway4} accept
     meta l4proto . th dport {{ {_ports(worker.services.ports)} }} accept
     counter drop
   }}

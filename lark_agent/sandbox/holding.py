@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from ipaddress import IPv4Address
+
     from lark_agent.datapath import SlotPlan
     from lark_agent.model import Job, NetworkPlan
     from lark_agent.sandbox.connectivity import Sandbox
@@ -30,6 +32,8 @@ class Holding:
     """The same, which cannot become another's; -1 if it was gone when the agent came back."""
     launcher: frozenset[int] = frozenset()
     """TCP ports of the worker's loopback where what started the job listens for it alone."""
+    beside: tuple[IPv4Address, int] | None = None
+    """Instead: an address and TCP port of the worker that it may reach besides services."""
 
 
 class Enforcement(Protocol):

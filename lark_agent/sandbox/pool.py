@@ -89,6 +89,11 @@ class Pool:
         }
 
     @property
+    def spare(self) -> int:
+        """Sandboxes that could still be given out, ready or to be built."""
+        return len(self._free) + sum(map(len, self._ready.values()))
+
+    @property
     def condemned(self) -> int:
         """Sandboxes that wait to be dismantled."""
         return len(self._condemned)

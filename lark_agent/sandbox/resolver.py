@@ -80,6 +80,11 @@ def decide(resolv_conf: str, systemd_uplinks: str, gateway: IPv4Address) -> Reso
     )
 
 
+def replaces(found: Resolver) -> bool:
+    """Tell whether sandboxes need another resolv.conf than the worker's."""
+    return found.text != _text(RESOLV_CONF)
+
+
 def own_file(run_directory: Path, slot: int) -> Path:
     """Where the resolv.conf of a sandbox is that has its own; lark-enter knows the name too."""
     return run_directory / f"resolv.conf.{slot}"

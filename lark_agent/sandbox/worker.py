@@ -77,6 +77,10 @@ class WorkerSide:
             self._resolv_conf.write_text(text, encoding="utf-8")
             self._resolv_conf.chmod(0o644)
 
+    def replaces_resolver(self) -> bool:
+        """Tell whether the worker's own resolv.conf is of no use in a sandbox."""
+        return resolver.replaces(self.resolver)
+
     def _let_loopback(self) -> None:
         self._write_firewall()
         self._veths.let_localnet(on=self.resolver.stub is not None or self._loopbacks.used)

@@ -66,6 +66,7 @@ def make_record(number: int, **changes: object) -> Record:
                 Count(1, 28),
                 Count(1, 28),
             ),
+            transfer=Usage((ClassUsage("campus", Count(2, 104), Count(3, 4096)),)),
         ),
         **changes,  # type: ignore[arg-type]  # dataclasses.replace checks the names
     )  # fmt: skip

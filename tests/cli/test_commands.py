@@ -119,6 +119,17 @@ def test_jobs_json_is_the_documented_contract(
                 "drops": [{"reason": "class-denied", "packets": 3, "bytes": 180}],
                 "non_ip_sent": {"packets": 1, "bytes": 28},
                 "non_ip_received": {"packets": 1, "bytes": 28},
+                "transfer": {
+                    "sent": {"packets": 2, "bytes": 104},
+                    "received": {"packets": 3, "bytes": 4096},
+                    "classes": [
+                        {
+                            "class": "campus",
+                            "sent": {"packets": 2, "bytes": 104},
+                            "received": {"packets": 3, "bytes": 4096},
+                        },
+                    ],
+                },
                 "sampled_ns": 1_700_000_061_000_000_000,
                 "sampled": "2023-11-14T22:14:21.000000000Z",
                 "sequence": 7,

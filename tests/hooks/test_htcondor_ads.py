@@ -19,12 +19,22 @@ JOB = Job(Scheduler.HTCONDOR, "s#1.0#1", "alice", 1001, verified=True)
 SECOND = 10**9
 
 
-def record(*classes: ClassUsage, started: int = 100, seconds: int = 8, cost: int = 0) -> Record:
+def record(
+    *classes: ClassUsage,
+    started: int = 100,
+    seconds: int = 8,
+    cost: int = 0,
+    transfer: Usage | None = None,
+) -> Record:
     """Return the final record of a run of a job."""
     return Record(
         f"run-at-{started}", "w", 0, JOB, "nat", Connectivity.NAT, started * SECOND,
         ended_ns=(started + seconds) * SECOND, usage=Usage(classes), cost=cost, final=True,
+        transfer=transfer,
     )  # fmt: skip
+
+
+MOVED = Usage((ClassUsage("other", Count(4, 5000), Count(6, 7000)),))
 
 
 def usage(name: str, sent: int, received: int) -> ClassUsage:
@@ -63,10 +73,13 @@ def test_the_account_adds_up_all_runs() -> None:
     """A job that was started twice has moved what both runs have; the rate is over both."""
     found = htcondor_ads.job_attributes(
         [
-            record(usage("campus", 1_000_000, 2_000_000), cost=1_500_000),
-            record(usage("campus", 0, 1_000_000), usage("other", 4, 0), started=200, seconds=24),
+            record(usage("campus", 1_000_000, 2_000_000), cost=1_500_000, transfer=MOVED),
+            record(
+                usage("campus", 0, 1_000_000), usage("other", 4, 0), started=200, seconds=24,
+                transfer=MOVED,
+            ),
         ]
-    )
+    )  # fmt: skip
     assert set(found) == set(htcondor_ads.ACCOUNT)
     assert (found["NetworkIncoming"], found["NetworkOutgoing"]) == ("3000000", "1000004")
     assert found["NetworkIncomingByClass"] == "[ campus = 3000000 ]"
@@ -74,6 +87,14 @@ def test_the_account_adds_up_all_runs() -> None:
     assert found["AverageBandwidthUsage"] == "1.000001"
     assert found["NetworkCost"] == "1.500000"
     assert found["NetworkRecord"] == '"run-at-100,run-at-200"'
+    assert found["NetworkTransferIncoming"] == "14000"
+    assert found["NetworkTransferOutgoing"] == "10000"
+
+
+def test_a_transfer_that_was_not_accounted_is_not_zero() -> None:
+    """One run without an account of its files leaves the whole job without one."""
+    found = htcondor_ads.job_attributes([record(transfer=MOVED), record(started=200)])
+    assert not [name for name in found if "Transfer" in name]
 
 
 def test_the_machine_never_promises_more_than_it_has() -> None:

@@ -65,7 +65,7 @@ def test_refusal_without_listening_is_read_as_well(worker: Worker) -> None:
         (granted()[:8], "something else than one namespace"),
         (granted()[:11], "something else than one namespace"),
         (granted() + b"x", "something else than one namespace"),
-        (granted(4), "a flag that this lark-run does not know"),
+        (granted(8), "a flag that this lark-run does not know"),
         (granted(1 << 31), "a flag that this lark-run does not know"),
     ],
 )

@@ -7,7 +7,7 @@
 #include <time.h>
 
 enum { REPLY_MAX = 1024, GRANTED = 0, MAKE_OWN = 5 };
-enum { BIND_RESOLVER = 1, STAY = 2 }; /* flags of the grant */
+enum { BIND_RESOLVER = 1, STAY = 2, BARE = 4 }; /* flags of the grant */
 static int granted_by = -1; /* the agent's socket, once it holds a sandbox for us */
 
 /* Refuse every socket but one to the agent: opened for listening by root, under the one name. */
@@ -79,7 +79,7 @@ static int receive_namespace(int agent, uint32_t *flags)
 	if (size != 12 || message.msg_flags & MSG_CTRUNC || namespace == -1)
 		refuse("the agent granted something else than one namespace; " ADVICE);
 	uint32_t own_resolver = (uint32_t)(head[10] | head[11] << 8);
-	if (head[8] & ~(BIND_RESOLVER | STAY) || head[9]
+	if (head[8] & ~(BIND_RESOLVER | STAY | BARE) || head[9]
 	    || (own_resolver && !(head[8] & BIND_RESOLVER)))
 		refuse("the agent set a flag that this lark-run does not know; update lark-run");
 	*flags = head[8] | own_resolver << 16;

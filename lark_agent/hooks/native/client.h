@@ -9,6 +9,9 @@
 enum { REQUEST_MAX = 16384, VALUE_MAX = 1024, AD_MAX = 1 << 20, SEALED_NOEXEC = 8 };
 enum field { COMMAND = 1, VARIABLE, OPTION, AD, PURPOSE, USER };
 
+#ifndef KEPT_AT_EXEC /* lark-run hands the socket over to lark-enter */
+#define KEPT_AT_EXEC 0
+#endif
 enum { OWN_NAMESPACE = 1 }; /* flag of the request, which is its byte 6 */
 
 static uint8_t request[REQUEST_MAX] = {'L', 'A', 'R', 'K', PROTOCOL};
@@ -89,7 +92,7 @@ static int connect_agent(int patience)
 	const struct sockaddr_un agent = {.sun_family = AF_UNIX, .sun_path = AGENT_SOCKET};
 	const struct timeval most = {.tv_sec = WAIT_SECONDS};
 	const struct timespec pause = {.tv_nsec = 200000000};
-	int fd = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | KEPT_AT_EXEC, 0);
 
 	if (fd == -1 || setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &most, sizeof most) == -1)
 		refuse("cannot make a socket: %m; raise the limit of open files");

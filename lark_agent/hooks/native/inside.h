@@ -81,11 +81,17 @@ static void show_sandbox(uint32_t flags, bool sys_may_stay)
 		mount_or_die(file, "/etc/resolv.conf", NULL, MS_BIND);
 }
 
-/* Enter the sandbox, with mounts that show it. */
-static inline void enter(int namespace, uint32_t flags)
+/* Enter a network, and nothing else: the worker's own, from a starter's sandbox, or that sandbox. */
+static inline void enter_bare(int namespace)
 {
 	if (setns(namespace, CLONE_NEWNET) == -1) /* CAP_SYS_ADMIN: enter a namespace */
 		refuse("cannot enter the sandbox: %m; is the job in a user namespace?");
+}
+
+/* Enter the sandbox, with mounts that show it. */
+static inline void enter(int namespace, uint32_t flags)
+{
+	enter_bare(namespace);
 	if (unshare(CLONE_NEWNS) == -1) /* CAP_SYS_ADMIN: a mount namespace */
 		refuse("cannot make a mount namespace: %m; check user.max_mnt_namespaces");
 	show_sandbox(flags, false);

@@ -107,7 +107,9 @@ int main(int argc, char **argv)
 	if (is_here(namespace) != stays)
 		refuse(stays ? "the agent granted another network than the one to stay in; " ADVICE
 		    : "the agent granted the network that the job is already in; " ADVICE);
-	if (!stays)
+	if (flags & BARE)
+		enter_bare(namespace);
+	else if (!stays)
 		enter(namespace, flags);
 	if (!drop_capabilities())
 		refuse("cannot drop the capabilities: %m; root needs CAP_SETPCAP to run a job");

@@ -72,7 +72,7 @@ static void live_in_own(int agent)
 			refuse("cannot tell the agent of the namespace: %m; " ADVICE);
 		namespace = receive_namespace(agent, &flags);
 	}
-	if (!is_here(namespace) || flags & STAY)
+	if (!is_here(namespace) || flags & (STAY | BARE))
 		refuse("the agent granted another network than the job's own; " ADVICE);
 	show_sandbox(flags, true);
 }
