@@ -6,9 +6,9 @@ Everything is built from the tree by `pip install .` (and in place by `pip insta
 * ``lark_agent/datapath/{job,host,host-networks}.bpf.o`` by ``clang -target bpf``; only UAPI headers
   are needed;
 * ``lark_agent/hooks/native/environment.h`` from the tables of ``lark_agent.schedulers``;
-* ``lark_agent/hooks/native/bin/lark-run``, ``lark-enter``, ``lark-prepare``, ``lark-sshd-setup`` by
-  the C compiler, hardened; beside them ``spank_lark.so``, where Slurm's headers are (it fits that
-  release only);
+* ``lark_agent/hooks/native/bin/lark-run``, ``lark-enter``, ``lark-prepare``, ``lark-beside``,
+  ``lark-sshd-setup`` by the C compiler, hardened; beside them ``spank_lark.so``, where Slurm's
+  headers are (it fits that release only);
 * ``lark_agent/rpc/lark/v1/*_pb2*.py`` by protoc from ``protos/``.
 """
 
@@ -124,7 +124,9 @@ def build_wrapper() -> list[Path]:
     compiler, before, after = wrapper_compiler()
     analyzer = analyzer_of(compiler)
     built = []
-    for name in ("lark-run", "lark-enter", "lark-prepare", "lark-sshd-setup", "lark-starter"):
+    for name in (
+        "lark-run", "lark-enter", "lark-prepare", "lark-beside", "lark-sshd-setup", "lark-starter",
+    ):  # fmt: skip
         target, source = native / "bin" / name, native / f"{name}.c"
         flags = [*WARNINGS, *analyzer, *HARDENING]
         run(compiler, *flags, *before, source, *after, *LINKING, "-o", target)

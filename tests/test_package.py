@@ -21,6 +21,7 @@ NEEDED = {
     "lark_agent/hooks/native/bin/lark-run",
     "lark_agent/hooks/native/bin/lark-enter",
     "lark_agent/hooks/native/bin/lark-prepare",
+    "lark_agent/hooks/native/bin/lark-beside",
     "lark_agent/rpc/lark/v1/query_pb2.py",
     "lark_agent/rpc/lark/v1/report_pb2_grpc.py",
     "lark_agent/rpc/lark/v1/query_pb2.pyi",

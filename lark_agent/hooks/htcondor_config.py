@@ -32,12 +32,17 @@ RESTART_SECONDS = 10
 """Until a program of ours that ended is started again."""
 BESIDE = """\
 # The starter runs programs that come with a job as the job's user, but without the wrapper, on the
-# worker's own network; and these universes do not use it. Jobs with one do not match.
+# worker's own network; and these universes do not use it. Jobs with one do not match, or, where
+# the matchmaker cannot see it, lark-beside and lark-prepare hold them.
 START = ($(START)) && TARGET.PreCmd =?= undefined && TARGET.PostCmd =?= undefined \\
     && TARGET.ToolDaemonCmd =?= undefined && TARGET.TransferPlugins =?= undefined \\
     && TARGET.WantDocker =!= true && TARGET.JobUniverse =!= 13
 # Nor would the test that an image of apptainer can bring along.
-SINGULARITY_RUN_TEST_BEFORE_JOB = false"""
+SINGULARITY_RUN_TEST_BEFORE_JOB = false
+# Nor would Docker, which jobs of the container universe get for some images where it is installed.
+DOCKER =
+# Since 25 the starter itself can be told.
+STARTER_DISABLE_USER_SUPPLIED_TRANSFER_PLUGINS = true"""
 
 
 def worker_file(
@@ -74,6 +79,7 @@ USER_JOB_WRAPPER = {programs}/lark-run
 # words, a worker that is not fit sends it elsewhere. For all jobs, whatever HookKeyword they name.
 STARTER_JOB_HOOK_KEYWORD = LARK
 LARK_HOOK_PREPARE_JOB = {programs}/lark-prepare
+LARK_HOOK_PREPARE_JOB_BEFORE_TRANSFER = {programs}/lark-beside
 
 {BESIDE}"""
 

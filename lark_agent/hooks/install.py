@@ -19,7 +19,9 @@ from pathlib import Path
 from lark_agent.errors import PrerequisiteError
 
 BUILT = Path(__file__).parent / "native" / "bin"
-PROGRAMS = ("lark-run", "lark-enter", "lark-prepare", "lark-sshd-setup", "lark-starter")
+PROGRAMS = (
+    "lark-run", "lark-enter", "lark-prepare", "lark-beside", "lark-sshd-setup", "lark-starter",
+)  # fmt: skip
 DIRECTORY = Path("/usr/libexec/lark")
 """Where it goes unless the admin says otherwise."""
 MODE = 0o711

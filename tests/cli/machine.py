@@ -54,6 +54,7 @@ fe800000000000000000000000000001 00000400 00000002 00000000 00450003     eth0
     "/usr/libexec/lark/lark-run": "",
     "/usr/libexec/lark/lark-enter": "",
     "/usr/libexec/lark/lark-prepare": "",
+    "/usr/libexec/lark/lark-beside": "",
     "/usr/libexec/lark/lark-sshd-setup": "",
     "/usr/libexec/lark/lark-starter": "",
     "/var/lib/lark/journal.sqlite": "",

@@ -48,6 +48,11 @@ class Worker:
         return self.run.with_name("lark-prepare")
 
     @property
+    def beside(self) -> Path:
+        """HTCondor's hook before files are transferred."""
+        return self.run.with_name("lark-beside")
+
+    @property
     def marker(self) -> Path:
         """What `mark` leaves behind: proof that a job ran."""
         return self.scratch / "the-job-ran"

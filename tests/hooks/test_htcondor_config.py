@@ -24,6 +24,7 @@ def test_every_job_goes_through_wrapper_and_hook() -> None:
     knobs = written('[htcondor]\nprograms = "/opt/lark/libexec"')
     assert knobs["USER_JOB_WRAPPER"] == "/opt/lark/libexec/lark-run"
     assert knobs["LARK_HOOK_PREPARE_JOB"] == "/opt/lark/libexec/lark-prepare"
+    assert knobs["LARK_HOOK_PREPARE_JOB_BEFORE_TRANSFER"] == "/opt/lark/libexec/lark-beside"
     assert knobs["STARTER_JOB_HOOK_KEYWORD"] == "LARK"
     assert "LARK_HOOK_JOB_EXIT" not in knobs
 
@@ -33,6 +34,8 @@ def test_jobs_with_programs_beside_them_are_kept_away() -> None:
     text = worker_file(parse(AgentSettings, "", "agent.toml"), "/usr/bin/lark-agent")
     fences = re.findall(r"TARGET\.(\w+) =\?= undefined", text)
     assert {"PreCmd", "PostCmd", "ToolDaemonCmd", "TransferPlugins"} <= set(fences)
+    assert written()["DOCKER"] == ""
+    assert written()["STARTER_DISABLE_USER_SUPPLIED_TRANSFER_PLUGINS"] == "true"
 
 
 def test_a_directory_that_would_end_the_line_is_refused() -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 WRAPPER = "/usr/libexec/lark/lark-run"
 HOOK = "/usr/libexec/lark/lark-prepare"
+BEFORE = "/usr/libexec/lark/lark-beside"
 """As the pool's machine sees them."""
 POOL = f"""
 CONDOR_HOST = {WORKER.ipv4}
@@ -78,6 +79,7 @@ USER_JOB_WRAPPER = {WRAPPER}
 LARK = f"""{WRAPPED}
 STARTER_JOB_HOOK_KEYWORD = LARK
 LARK_HOOK_PREPARE_JOB = {HOOK}
+LARK_HOOK_PREPARE_JOB_BEFORE_TRANSFER = {BEFORE}
 """
 """What of `lark-agent htcondor-config` decides whether and where jobs start."""
 TUNED_PORTS = "1024 65535"

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 AGENT = "/usr/libexec/lark/lark-agent"
 COLLECTOR = "/usr/libexec/lark/lark-collector"
-ACCOUNT = 100
-"""Number of HTCondor's account on the pool's machine (Debian's package gives the first free)."""
 
 
 def install(lab: Lab) -> None:
@@ -40,13 +38,18 @@ exec {machine}/ld-linux-x86-64.so.2 --library-path {libraries} {python} \\
         script.chmod(0o755)
 
 
-def observer(lab: Lab) -> str:
-    """Return the name that the lab has for HTCondor's account, which it gives one if need be."""
+def observer(lab: Lab, root: Path) -> str:
+    """Return the name that the lab has for HTCondor's account of a root, given one if need be.
+
+    Its number is the first that was free there, another one in each release.
+    """
+    theirs = (root / "etc/passwd").read_text().splitlines()
+    number = next(line.split(":")[2] for line in theirs if line.startswith("condor:"))
     passwd = lab.path("/etc/passwd")
     for line in passwd.read_text().splitlines():
-        name, _, number, *_ = line.split(":")
-        if number == str(ACCOUNT):
+        name, _, taken, *_ = line.split(":")
+        if taken == number:
             return name
     with passwd.open("a") as file:
-        file.write(f"condor:x:{ACCOUNT}:{ACCOUNT}::/:/bin/false{os.linesep}")
+        file.write(f"condor:x:{number}:{number}::/:/bin/false{os.linesep}")
     return "condor"

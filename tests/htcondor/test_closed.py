@@ -155,6 +155,7 @@ def test_a_hook_keyword_of_the_user_changes_nothing(worker: Pool) -> None:
     assert worker.host() not in free.networks()
 
 
+BESIDE = "#!/bin/sh\nreadlink /proc/self/ns/net >> /home/alice/beside\n"
 BESIDES: dict[str, dict[str, Any]] = {
     "pre-script": {"my_PreCmd": '"beside.sh"'},
     "post-script": {"my_PostCmd": '"beside.sh"'},
@@ -169,14 +170,63 @@ BESIDES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", BESIDES)
 def test_what_would_run_beside_the_job_keeps_the_job_away(worker: Pool, kind: str) -> None:
     """The starter runs some programs of users without the wrapper: jobs with one do not match."""
-    beside = "#!/bin/sh\nreadlink /proc/self/ns/net >> /home/alice/beside\n"
     with agent(worker):
-        job = worker.submit(WITNESS, inputs={"beside.sh": beside}, **BESIDES[kind])
+        job = worker.submit(WITNESS, inputs={"beside.sh": BESIDE}, **BESIDES[kind])
         other = worker.submit(WITNESS)
         assert other.ended().status == 0
         worker.await_true(lambda: "no match found" in job.ad().get("LastRejMatchReason", ""))
         worker.run(["condor_rm", job.number])
     assert job.networks() == []
+    assert not worker.machine.path("/home/alice/beside").exists()
+
+
+UNSEEN = 'ifThenElse(TARGET.Cpus =?= undefined, "{}", undefined)'
+"""Undefined to the matchmaker, and a program to the starter, which has no machine beside it."""
+UNSEEN_BESIDES: dict[str, dict[str, Any]] = {
+    "PreCmd": {"my_PreCmd": UNSEEN.format("beside.sh")},
+    "PostCmd": {"my_PostCmd": UNSEEN.format("beside.sh")},
+    "ToolDaemonCmd": {"my_ToolDaemonCmd": UNSEEN.format("beside.sh")},
+    "TransferPlugins": {
+        "my_TransferPlugins": UNSEEN.format("mine=beside.sh"),
+        "transfer_input_files": "beside.sh, mine://x/y",
+    },
+}
+
+
+def test_what_the_matchmaker_cannot_see_is_held(worker: Pool) -> None:
+    """A program that START takes for undefined is found by the hooks, before it can run.
+
+    The job of the local universe needs no match, and is not started through START.
+    """
+    script = worker.machine.path("/home/alice/beside.sh")
+    script.write_text(BESIDE)
+    script.chmod(0o755)
+    with agent(worker):
+        jobs = {
+            name: worker.submit(WITNESS, inputs={"beside.sh": BESIDE}, **commands)
+            for name, commands in UNSEEN_BESIDES.items()
+        }
+        local = worker.submit(WITNESS, universe="local", my_PreCmd='"/home/alice/beside.sh"')
+        for name, job in [*jobs.items(), ("PreCmd", local)]:
+            assert f"the job has {name}, which would run" in job.await_event(HELD).text
+            worker.run(["condor_rm", job.number])
+    assert not any(job.networks() for job in (*jobs.values(), local))
+    assert not worker.machine.path("/home/alice/beside").exists()
+
+
+def test_a_killed_look_at_the_ad_opens_nothing(worker: Pool) -> None:
+    """The hook that would find a program beside the job is killed: the program does not run."""
+    dead = worker.machine.path("/usr/local/bin/dead")
+    dead.write_text("#!/bin/sh\nkill -9 $$\n")
+    dead.chmod(0o755)
+    with (
+        agent(worker),
+        reconfigured(worker, "LARK_HOOK_PREPARE_JOB_BEFORE_TRANSFER = /usr/local/bin/dead\n"),
+    ):
+        commands = UNSEEN_BESIDES["TransferPlugins"]
+        job = worker.submit(WITNESS, inputs={"beside.sh": BESIDE}, **commands)
+        assert "died with signal 9" in job.await_event(STARTER_ERROR).text
+        worker.run(["condor_rm", job.number])
     assert not worker.machine.path("/home/alice/beside").exists()
 
 

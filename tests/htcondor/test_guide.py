@@ -36,7 +36,7 @@ def test_the_guide_leads_from_an_empty_pool_to_a_job_with_a_record(condor_root: 
     assert len(blocks) == 3
     with Lab() as lab:
         programs.install(lab)
-        lab.agent(f'observers = ["{programs.observer(lab)}"]\n{AGENT}')
+        lab.agent(f'observers = ["{programs.observer(lab, condor_root)}"]\n{AGENT}')
         machine = Machine(lab, condor_root)
         # the tuning of kernels is the machine's, not the lab's
         here = machine.path("/etc/condor/config.d/40-lab")

@@ -70,7 +70,7 @@ def pool(condor_root: Path) -> Iterator[Pool]:
         programs.install(lab)
         lab.run(["ip", "link", "add", "br0", "type", "bridge"])
         lab.run(["ip", "link", "set", "br0", "up"])
-        text = AGENT.format(observer=programs.observer(lab))
+        text = AGENT.format(observer=programs.observer(lab, condor_root))
         agent = lab.agent(text)
         submit = submit_file(programs.COLLECTOR, ["--socket", "/run/lark/agent.sock"])
         settings = parse(AgentSettings, text, "agent.toml")

@@ -1,12 +1,13 @@
 /* Asking the agent: a request is put together field by field, sent as one datagram, and the socket
  * kept for the answer (answer.h). One request for each process: it is built in place. */
 #pragma once
+#include "ad.h"
 #include "run.h"
 #include <linux/capability.h>
 #include <sys/mman.h>
 #include <time.h>
 
-enum { REQUEST_MAX = 16384, VALUE_MAX = 1024, AD_MAX = 1 << 20, SEALED_NOEXEC = 8 };
+enum { REQUEST_MAX = 16384, VALUE_MAX = 1024, SEALED_NOEXEC = 8 };
 enum field { COMMAND = 1, VARIABLE, OPTION, AD, PURPOSE, USER };
 
 #ifndef KEPT_AT_EXEC /* lark-run hands the socket over to lark-enter */
@@ -66,24 +67,14 @@ static void add_copy(const char *name, const char *kind, const char *bytes, size
 	ads[ad_count++] = fd;
 }
 
-/* Add an ad that was opened, and close it. What cannot be read refuses the job: without its ad it
- * might get a laxer plan. `name` is what people know it by. */
+/* Add an ad that was opened to the request, and close it. */
 __attribute__((unused)) /* by Slurm's plugin, which reads none */
 static void add_ad(int fd, const char *name, const char *kind)
 {
-	static char copy[AD_MAX + 1];
 	size_t size = 0;
-	ssize_t got = 0;
+	const char *ad = read_ad(fd, name, &size);
 
-	do
-		size += (size_t)(got = read(fd, copy + size, sizeof copy - size));
-	while (got > 0 && size < sizeof copy);
-	if (got == -1)
-		refuse("cannot read %s: %m; is its file system in order?", name);
-	if (size > AD_MAX)
-		refuse("cannot read %s: over 1 MiB; it must be an ad", name);
-	close(fd);
-	add_copy(name, kind, copy, size);
+	add_copy(name, kind, ad, size);
 }
 
 /* Connect to the agent; one that is just being restarted may take `patience` seconds to be back. */

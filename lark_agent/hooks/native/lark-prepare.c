@@ -14,29 +14,11 @@
 #define _GNU_SOURCE
 #include "answer.h"
 #include "client.h"
+#include "hook.h"
 
 #define USAGE "usage: HTCondor runs this as its prepare hook, with the job's ad on stdin"
-enum { POLICY = 2, WORKER = 300, PATIENCE_SECONDS = 5 }; /* for an agent that is restarted */
+enum { PATIENCE_SECONDS = 5 }; /* for an agent that is restarted */
 static uint8_t reply[REPLY_MAX + 1];
-
-/* Print what the starter understands. A quote would end the text; what follows a backslash is read
- * in different ways by different releases. */
-__attribute__((noreturn))
-static void say(int code, const char *text)
-{
-	char line[2 * REPLY_MAX + 3];
-	size_t length = 0;
-
-	for (; *text && length < sizeof line - 3; text++) {
-		if (*text == '"')
-			line[length++] = '\\';
-		line[length++] = *text == '\\' ? '/' : (unsigned char)*text < ' ' || *text == 0x7f
-		    ? ' ' : *text;
-	}
-	line[length] = '\0';
-	bool told = printf("HookStatusCode = %d\nHookStatusMessage = \"%s\"\n", code, line) > 0;
-	_exit(fflush(stdout) == 0 && told ? 0 : NO_SANDBOX);
-}
 
 /* Tell why there is no sandbox: the agent's words if it answered, else ours. */
 static void die(int status, const char *format, ...)
@@ -66,7 +48,10 @@ int main(int argc, char **argv)
 	request[6] = needs_own() ? OWN_NAMESPACE : 0;
 	if (slot)
 		add(VARIABLE, "_CONDOR_SLOT", slot, strlen(slot));
-	add_ad(STDIN_FILENO, "the job's ad on stdin", "j");
+	size_t size = 0;
+	const char *ad = read_ad(STDIN_FILENO, "the job's ad on stdin", &size);
+	hold_with_company(ad);
+	add_copy("the job's ad", "j", ad, size);
 	int fd = machine ? open(machine, O_RDONLY | O_NONBLOCK | O_CLOEXEC | O_NOCTTY) : -1;
 	if (fd != -1)
 		add_ad(fd, "the machine's ad", "m");
