@@ -17,6 +17,7 @@ import pytest
 
 from lark_agent.linux import cgroups
 from lark_agent.model import Count, ExitReason
+from tests.agent.test_change import change
 from tests.agent.test_exactness import CAMPUS4, CAMPUS6, DATAGRAMS, INTERNET4, UPLOAD, Far
 from tests.agent.worker import (
     ONCE,
@@ -425,3 +426,17 @@ def test_a_cut_holds_at_once(lab: Lab) -> None:
     job.end()
     record = final(lab, job.job.job_id)
     assert (record.usage.sent, drops(record)) == (ONCE, {"class-denied": 100})
+
+
+@pytest.mark.parametrize("setting", ["rate=8 Mbit/s", "peers=all", "inbound=none", "dscp=8"])
+def test_what_nothing_enforces_cannot_be_set(lab: Lab, setting: str) -> None:
+    """Nor while the job runs: the words are those of the start, and all stays as it was."""
+    lab.agent(CONFIG)
+    job = Talker(lab)
+    done = change(lab, job.job.job_id, setting)
+    assert done.returncode == 6
+    assert f"connectivity host has no {setting.partition('=')[0]}" in done.stderr
+    job.talk()
+    job.end()
+    record = final(lab, job.job.job_id)
+    assert (record.usage.sent, record.changes) == (ONCE, ())

@@ -17,6 +17,8 @@ from lark_agent.agent.changing import BUILT, CHANGEABLE
 from lark_agent.policy.vocabulary import SETTINGS
 from tests.agent.test_change import change, told
 from tests.agent.test_inbound import Server
+from tests.agent.test_networks import NETWORKS, SITE4
+from tests.agent.test_networks import lab as on_a_site  # noqa: F401  a fixture
 from tests.agent.test_services import SERVICES, Asker, listeners
 from tests.agent.test_shaping import UPLINK, Upload, paces
 from tests.agent.worker import ONCE, QUICK, Talker, drops, final, python, records, until
@@ -194,16 +196,12 @@ REFUSED = {
     "ip=ipv6": "'ip' cannot be set for a running job",
     "profile=nat": "'profile' cannot be set for a running job",
     "guarantee=1 Mbit/s": "need [uplink] rate",
-    "priority=0": "need [uplink] rate",
     "queue=cms": "no queue 'cms' is defined under [queues]",
     "services=license": "no service 'license' is defined under [services]",
     "quotas=q": "no quota 'q' is defined under [quotas]",
     "dscp=64": "is not a whole number from 0 to 63",
-    "flow_label=1048576": "is not a whole number from 0 to 1048575",
-    "inbound=some": "is not one of none, established, ports, all",
     "inbound=ports": "inbound ports opens none",
     "ports=tcp/8000": "set inbound=ports, too",
-    "peers=friends": "is not one of none, owner, group, all",
 }
 
 
@@ -220,3 +218,34 @@ def test_what_cannot_be_set_is_refused_with_words(lab: Lab) -> None:
     talker.end()
     record = final(lab, job)
     assert (record.usage.sent, said(record)) == (ONCE, [])
+
+
+def test_a_job_without_a_link_gets_none(lab: Lab) -> None:
+    """Services need one, which is built before the job starts; the words say so."""
+    listeners(lab)
+    lab.agent('default_profile = "none"\n' + QUICK + SERVICES)
+    job = lab.start_job(["sleep", "600"])
+    until(lambda: job.job_id in records(lab), "its record")
+    done = change(lab, job.job_id, "services=license")
+    assert done.returncode == 6
+    assert "started without any link" in done.stderr
+    assert said(records(lab)[job.job_id]) == []
+    job.kill(9)
+    job.result()
+
+
+def test_no_rate_where_nothing_can_hold_it(on_a_site: Lab) -> None:  # noqa: F811  the fixture
+    """On macvlan a running job gets neither rate nor share; its code point changes."""
+    on_a_site.run(["ip", "link", "set", "up0", "nomaster"])
+    on_a_site.agent(f'default_profile = "bare"\n{QUICK}{NETWORKS}{UPLINK}{QUEUES}')
+    talker = Talker(on_a_site, to=SITE4)
+    job = talker.job.job_id
+    for setting in ("rate=8 Mbit/s", "guarantee=8 Mbit/s", "queue=cms", "priority=0"):
+        done = change(on_a_site, job, setting)
+        assert done.returncode == 6, setting
+        assert "connectivity macvlan has no" in done.stderr, setting
+    assert told(change(on_a_site, job, "dscp=8")) == [("root", "dscp", "8")]
+    talker.talk()
+    talker.end()
+    record = final(on_a_site, job)
+    assert (record.usage.sent, said(record)) == (ONCE, [("root", "dscp", "8")])
