@@ -1,7 +1,7 @@
 """Forged frames on networks of the site, where a job has neighbours that would believe them.
 
 Root in the sandbox sends them, so nothing but the datapath is in the way: on the host's end of the
-link for a bridge, in the sandbox itself for macvlan and Open vSwitch. Behind the tag of an 802.1Q
+link for a bridge and Open vSwitch, in the sandbox itself for macvlan. Behind the tag of an 802.1Q
 network stands the same bridge and the same end of a link as in `bridge`.
 """
 
