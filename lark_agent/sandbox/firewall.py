@@ -142,7 +142,6 @@ table inet {TABLE} {{
     iifname != "{PREFIX}*" accept
     ct state established,related accept
     jump share
-    meta mark {TO_LOOPBACK:#x} ct status dnat accept
     meta mark {TO_LOOPBACK:#x} ip daddr != {addressing.gateway4} accept
     meta l4proto . th dport {{ {_ports(worker.services.ports)} }} accept
     counter drop

@@ -100,8 +100,8 @@ HOST = (
 
 LIFE = (
     Guard("sending after the end", "agent/attachments.py",
-          "                self._datapath.deactivate(slot)\n            self._datapath.settle()",
-          "                pass\n            self._datapath.settle()",
+          "                self._datapath.deactivate(slot)\n            crash",
+          "                pass\n            crash",
           "agent/test_isolation.py::test_the_plan_of_an_ended_job_is_off"),
     Guard("going on through a cut", "agent/enforcing.py", "if plan.cut:", "if False:",
           "agent/test_change.py::test_a_job_is_cut_off_and_let_go_on"),

@@ -361,6 +361,14 @@ def the_port_of_a_launcher(wall: Wall, family: Family) -> bool:
         return wall.hears(ear, _is_local)
 
 
+@let_through(only=4)
+def the_port_of_a_launcher_elsewhere(wall: Wall, family: Family) -> bool:
+    """What the datapath has marked may be at an address of the worker's, too."""
+    with wall.listen(WORKER, family.worker, MARKED) as ear:
+        wall.say("job0", family.worker, MARKED)
+        return wall.hears(ear)
+
+
 @kept_off()
 def the_workers_own_multicast(wall: Wall, family: Family) -> bool:
     """It would be counted as dropped for a job that has nothing to do with it."""

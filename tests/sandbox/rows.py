@@ -48,7 +48,8 @@ ROWS: dict[tuple[str, str], str] = {
     ("input", 'iifname != "lark*" accept'): "others-call-the-worker4",
     ("input", "ct state established,related accept"): "answers-to-the-worker4",
     ("input", "jump share"): "more-calls-of-the-worker-than-a-share4",
-    ("input", f"meta mark {TO_LOOPBACK:#x} ct status dnat accept"): "the-port-of-a-launcher",
+    ("input", f"meta mark {TO_LOOPBACK:#x} ip daddr != 100.98.0.1 accept"):
+        "the-port-of-a-launcher-elsewhere",
     ("input", f"meta l4proto . th dport {{ {_LISTED} }} accept"): "a-listed-service4",
     ("input", "counter drop"): "a-service-that-is-not-listed4",
     ("output", f"{_TO} ip daddr 224.0.0.0/4 drop"): "the-workers-own-multicast4",
