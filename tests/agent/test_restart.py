@@ -78,7 +78,8 @@ def test_a_transfer_goes_on_under_a_killed_agent(lab: Lab, tmp_path: Path) -> No
     packets = flows(capture.path)
     sent = [packet.ip_len for packet in packets if packet.src == WORKER.ipv4]
     received = [packet.ip_len for packet in packets if packet.dst == WORKER.ipv4]
-    assert record.exit_reason == ExitReason.EXITED
+    # on a busy machine the download may be over before the next agent serves
+    assert record.exit_reason in {ExitReason.EXITED, ExitReason.AGENT_ABSENT}
     assert record.usage.sent == Count(len(sent), sum(sent))
     assert record.usage.received == Count(len(received), sum(received))
     assert sum(received) > 30_000_000
