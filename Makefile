@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PACKAGES := clang libbpf-dev libc6-dev musl-tools gcc make python3-venv nftables libnftables1 iproute2 \
 	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64 \
 	udhcpc dnsmasq-base openvswitch-switch debootstrap debian-archive-keyring
-SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge libslurm-dev mariadb-server-core mariadb-client-core
+SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge libslurm-dev libpmi2-0 mariadb-server-core mariadb-client-core
 SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/datapath/*.h \
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h lark_agent/schedulers/*.py)
 PYTEST_WORKERS ?= 2

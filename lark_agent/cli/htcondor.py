@@ -2,7 +2,9 @@
 
 The startd's asks the agent every two seconds and prints; a job's last bytes are printed while its
 sandbox drains. The schedd's asks who has ended without an account, asks the collector for the
-records, and writes the account once every run of the job has a final record. Both run as
+records, and writes the account once every run of the job has a final record. In between it writes
+what running jobs have moved so far, for a bounded time of each round, however many there are: an
+edit of the queue takes a tenth of a second and more, and accounts come first. Both run as
 HTCondor's own account, connect anew for each round, so that a service may be restarted any time,
 and end when their daemon is gone. What goes wrong is said once, on standard error, which
 HTCondor logs.
@@ -10,6 +12,7 @@ HTCondor logs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -22,7 +25,7 @@ import click
 
 from lark_agent.errors import LarkError, PrerequisiteError, RemoteError
 from lark_agent.hooks import htcondor_ads, htcondor_libexec
-from lark_agent.hooks.htcondor_config import UNTOLD
+from lark_agent.hooks.htcondor_config import RUNNING, UNTOLD
 from lark_agent.model import Rates, Scheduler
 
 if TYPE_CHECKING:
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
     from lark_agent.model import Record
 
 PERIOD_SECONDS = 2.0
+LIVE_SECONDS = 10.0
+"""How often running jobs are looked at, at most."""
+LIVE_SHARE_SECONDS = 0.5
+"""How long of a round is for them; what is left over comes in the next."""
 READY_SECONDS = 30
 """How long a worker counts as ready after the agent was last heard of."""
 _TOOL_SECONDS = 60
@@ -77,15 +84,49 @@ def publish(where: str) -> None:
 
 
 def account(where: str) -> None:
-    """Write the accounts of ended jobs until the schedd is gone."""
+    """Write the accounts of ended jobs, and what running ones moved, until the schedd is gone."""
+    live = Live()
 
     def once() -> None:
         with _connect(where) as asker:
-            for job, attributes in accounts(asker, ended_jobs()):
-                _tool("condor_qedit", job, *(word for pair in attributes.items() for word in pair))
+            for job, attributes in accounts(asker, jobs_that(UNTOLD)):
+                _edit(job, attributes)
+            for job, attributes in live.round(asker, jobs_that):
+                with contextlib.suppress(RemoteError):  # it has left the queue
+                    _edit(job, attributes)
         _print(["-"])  # ends this program when its daemon is gone
 
     _for_ever(once)
+
+
+class Live:
+    """What running jobs have moved, as far as it is new."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._listed = float("-inf")
+        self._waiting: list[dict[str, Any]] = []
+        self._told: dict[str, Attributes] = {}
+
+    def round(
+        self, asker: Asker, jobs: Callable[[str], list[dict[str, Any]]]
+    ) -> Iterator[tuple[str, Attributes]]:
+        """Yield job and attributes of those that moved since they were last yielded.
+
+        Stops when the round's time for them is over; `jobs` asks the schedd.
+        """
+        start = self._clock()
+        if not self._waiting and start - self._listed >= LIVE_SECONDS:
+            self._listed, self._waiting = start, jobs(RUNNING)
+            running = {_name(ad) for ad in self._waiting}
+            self._told = {job: told for job, told in self._told.items() if job in running}
+        while self._waiting and self._clock() - start < LIVE_SHARE_SECONDS:
+            ad = self._waiting.pop()
+            records = _records(asker, str(ad.get("GlobalJobId", "")), str(ad.get("Owner", "")))
+            attributes = htcondor_ads.so_far(records)
+            if records and self._told.get(_name(ad)) != attributes:
+                self._told[_name(ad)] = attributes
+                yield _name(ad), attributes
 
 
 class Meter:
@@ -129,10 +170,10 @@ def round_of_startd(where: str, meter: Meter, now: float) -> Iterator[str]:
         yield from htcondor_ads.printed(slot, htcondor_ads.slot_ad(slot, record))
 
 
-def ended_jobs() -> list[dict[str, Any]]:
-    """Ask the schedd who has ended without an account; raises RemoteError."""
+def jobs_that(are: str) -> list[dict[str, Any]]:
+    """Ask the schedd which jobs meet a constraint; raises RemoteError."""
     said = _tool(
-        "condor_q", "-allusers", "-constraint", UNTOLD, "-json",
+        "condor_q", "-allusers", "-constraint", are, "-json",
         "-attributes", "ClusterId,ProcId,GlobalJobId,Owner",
     )  # fmt: skip
     ads: list[dict[str, Any]] = json.loads(said) if said.strip() else []
@@ -144,7 +185,15 @@ def accounts(asker: Asker, ads: list[dict[str, Any]]) -> Iterator[tuple[str, Att
     for ad in ads:
         records = _records(asker, str(ad.get("GlobalJobId", "")), str(ad.get("Owner", "")))
         if records and all(record.final for record in records):
-            yield f"{ad['ClusterId']}.{ad['ProcId']}", htcondor_ads.job_attributes(records)
+            yield _name(ad), htcondor_ads.job_attributes(records)
+
+
+def _name(ad: dict[str, Any]) -> str:
+    return f"{ad['ClusterId']}.{ad['ProcId']}"
+
+
+def _edit(job: str, attributes: Attributes) -> None:
+    _tool("condor_qedit", job, *(word for pair in attributes.items() for word in pair))
 
 
 def _records(asker: Asker, job: str, owner: str) -> list[Record]:

@@ -1,4 +1,4 @@
-"""What HTCondor learns: attributes of the machine while jobs run, of a job when it has ended.
+"""What HTCondor learns: attributes of the machine and its slots, and of jobs.
 
 **Machine.** A program that the startd keeps running prints ads, each closed by a line with a dash,
 and the startd puts them into its slots' ads at once. One ad is for all slots; one for each job
@@ -6,15 +6,15 @@ carries a `SlotMergeConstraint` that holds for its slot alone. (The startd keeps
 constraint that comes with an ad's name, so it cannot say more than the name does.)
 `LarkReady` is an expression over time: it turns false by itself when nobody prints any more.
 
-Usage of a job travels as *peaks* (``UptimeNetworkIncomingPeakUsage``), which the startd keeps for
-a job's run, and the starter carries into the job's ad as ``NetworkIncomingUsage``. It takes them
+What a slot's ad says of its job stays there: it is no metric of the startd's
+(`STARTD_CRON_…_METRICS`), which the starter would carry into the job's ad. The starter takes those
 from a file in the job's scratch directory that belongs to the **job's user** (tried on 23.9: a job
-that rewrites `.update.ad` before it ends decides what history says). So these are for looking at a
-running job, not for an account.
+that rewrites `.update.ad` decides what its ad says).
 
-**Job.** The account is written by the submit node, from the records of the collector, into
-attributes that neither the user nor the job can write (`PROTECTED_JOB_ATTRS`), while the schedd
-keeps the finished job in its queue for it: see `lark_agent.hooks.htcondor_config`.
+**Job.** The submit node writes, from the records of the collector, into attributes that neither
+the user nor the job can write (`PROTECTED_JOB_ATTRS`): what the job has moved so far while it runs,
+and the account when it has ended, for which the schedd keeps the finished job in its queue: see
+`lark_agent.hooks.htcondor_config`.
 
 Names are LARK's where it had one. Pure: no input or output.
 """
@@ -105,12 +105,6 @@ def vlans(networks: Mapping[str, int]) -> list[str]:
     return [*sorted(networks), *(str(each) for each in sorted(set(networks.values())) if each)]
 
 
-def metrics(classes: Iterable[str]) -> list[str]:
-    """Name what the startd is to keep the peak of, for the site's destination classes."""
-    words = sorted({word(each) for each in classes})
-    return [*METERED, *(f"{name}_{each}" for each in words for name in METERED)]
-
-
 def machine_ad(state: MachineState, used: Rates, *, ready_until: int) -> Attributes:
     """Describe the worker to all its slots; `used` is measured on the uplink.
 
@@ -135,25 +129,29 @@ def machine_ad(state: MachineState, used: Rates, *, ready_until: int) -> Attribu
 
 
 def slot_ad(slot: str, record: Record) -> Attributes:
-    """Describe one job's usage to the slot that it runs in."""
-    counters = _totals([record])
-    for direction, classes in by_class([record]).items():
-        counters |= {f"Network{direction}_{name}": count for name, count in classes.items()}
+    """Describe one job's usage to the slot that it runs in, and whose it is: it stays there."""
     return {
         "SlotMergeConstraint": f'regexp("^{slot}(@|$)", Name)',
-        **{f"Uptime{name}PeakUsage": str(count) for name, count in counters.items()},
+        **{f"Job{name}": value for name, value in so_far([record]).items()},
+        "JobNetworkRecord": text(record.attachment_id),
     }
+
+
+def so_far(records: Sequence[Record]) -> Attributes:
+    """Return what a job has moved in all its runs, running or not."""
+    found = {name: str(count) for name, count in _totals(records).items()}
+    for direction, classes in by_class(records).items():
+        inner = "; ".join(f"{name} = {count}" for name, count in sorted(classes.items()))
+        found[f"Network{direction}ByClass"] = f"[ {inner} ]"
+    return found
 
 
 def job_attributes(records: Sequence[Record]) -> Attributes:
     """Return what the ad of an ended job says of all its runs; all records must be final."""
-    totals = _totals(records)
+    found = so_far(records)
     seconds = sum(record.ended_ns - record.started_ns for record in records) / 10**9
-    rate = sum(totals.values()) * 8 / MEGA / seconds if seconds > 0 else 0.0
-    found = {name: str(count) for name, count in totals.items()}
-    for direction, classes in by_class(records).items():
-        inner = "; ".join(f"{name} = {count}" for name, count in sorted(classes.items()))
-        found[f"Network{direction}ByClass"] = f"[ {inner} ]"
+    total = sum(_totals(records).values())
+    rate = total * 8 / MEGA / seconds if seconds > 0 else 0.0
     found["NetworkCost"] = f"{sum(record.cost for record in records) / MEGA:.6f}"
     moved = [record.transfer for record in records if record.transfer is not None]
     if len(moved) == len(records):  # else it would be a part that looks like all

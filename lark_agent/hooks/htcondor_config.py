@@ -16,8 +16,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lark_agent.hooks import htcondor_libexec
-from lark_agent.hooks.htcondor_ads import ACCOUNT, capacity_of, metrics, vlans
-from lark_agent.model import BUILT_IN_CLASSES
+from lark_agent.hooks.htcondor_ads import ACCOUNT, capacity_of, vlans
 from lark_agent.quantities import rates
 
 if TYPE_CHECKING:
@@ -57,13 +56,14 @@ def worker_file(
         *_wrapping(settings.htcondor.programs),
         htcondor_libexec.lines(libexec),
         *transferring(settings),
-        *_reporting(settings, program, arguments),
+        _reporting(program, arguments),
         *_matching(settings),
     ]
     return "\n".join(
         [
             "# Written by `lark-agent htcondor-config` from the agent's settings; write it anew",
-            "# when they change (classes, [uplink], [queues], [requests]), then condor_reconfig.",
+            "# when they change (profiles, networks, [uplink], [queues], [requests]), then run",
+            "# condor_reconfig.",
             *parts,
             "",
         ]
@@ -98,18 +98,16 @@ USE_SHARED_PORT = True
 DAEMON_SOCKET_DIR = $(LOCK)/daemon_sock"""
 
 
-def _reporting(settings: AgentSettings, program: str, arguments: Sequence[str]) -> Iterator[str]:
-    kept = ", ".join(f"PEAK:{name}" for name in metrics({*settings.classes, *BUILT_IN_CLASSES}))
-    yield f"""
-# Publishes the machine's network attributes, and what running jobs have moved; runs as HTCondor's
-# own account, which `observers` in agent.toml lists. Bytes so far are in the job's ad as
-# NetworkIncomingUsage and so on; the account of an ended job is the submit node's to write.
+def _reporting(program: str, arguments: Sequence[str]) -> str:
+    return f"""
+# Publishes the machine's network attributes, and in a slot's ad what its job has moved; runs as
+# HTCondor's own account, which `observers` in agent.toml lists. A job's ad is the submit node's to
+# write: what the starter would carry there, the job can forge.
 STARTD_CRON_JOBLIST = $(STARTD_CRON_JOBLIST) LARK
 STARTD_CRON_LARK_EXECUTABLE = {program}
 STARTD_CRON_LARK_ARGS = {" ".join(("htcondor-startd", *arguments))}
 STARTD_CRON_LARK_MODE = WaitForExit
 STARTD_CRON_LARK_PERIOD = {RESTART_SECONDS}s
-STARTD_CRON_LARK_METRICS = {kept}
 
 # No job comes here while the agent is away.
 START = ($(START)) && (MY.LarkReady =?= true)"""
@@ -153,8 +151,8 @@ def submit_file(program: str, arguments: Sequence[str] = ()) -> str:
     return f"""\
 # Written by `lark-collector htcondor-config`; after a change of it, restart the schedd.
 
-# What jobs have moved is in their ads when they have ended, and only the schedd's own account
-# can have written it: neither the user (submit file, condor_qedit) nor the job (condor_chirp).
+# What jobs have moved is in their ads, and only the schedd's own account can have written it:
+# neither the user (submit file, condor_qedit) nor the job (condor_chirp, .update.ad).
 PROTECTED_JOB_ATTRS = $(PROTECTED_JOB_ATTRS) {names}
 
 # A job that has ended stays in the queue until that is there, {WAIT_SECONDS} s at most.
@@ -165,8 +163,8 @@ JOB_TRANSFORM_LARK @=end
    SET LeaveJobInQueue (LarkLeaveJobInQueue ?: false) || {WAITING}
 @end
 
-# Asks the collector about jobs that have ended, as HTCondor's own account, which `observers` in
-# collector.toml lists.
+# Asks the collector about jobs that run or have ended, as HTCondor's own account, which
+# `observers` in collector.toml lists.
 SCHEDD_CRON_JOBLIST = $(SCHEDD_CRON_JOBLIST) LARK
 SCHEDD_CRON_LARK_EXECUTABLE = {program}
 SCHEDD_CRON_LARK_ARGS = {" ".join(("htcondor-schedd", *arguments))}
@@ -179,4 +177,5 @@ UNTOLD = (
     "(JobStatus == 4 || JobStatus == 3) && (NumJobStarts ?: 0) > 0 && NetworkRecord =?= undefined"
 )
 """Jobs that have run and ended (completed, removed), and have no account."""
+RUNNING = "JobStatus == 2 && NetworkRecord =?= undefined"
 WAITING = f"({UNTOLD} && time() - EnteredCurrentStatus < {WAIT_SECONDS})"

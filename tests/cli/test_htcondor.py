@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,16 @@ import grpc
 from lark_agent.accounting.questions import JobRun
 from lark_agent.cli import asking, htcondor
 from lark_agent.cli.agent import agent
-from lark_agent.cli.htcondor import Meter, accounts, round_of_startd
-from lark_agent.model import Rates
+from lark_agent.cli.htcondor import (
+    LIVE_SECONDS,
+    LIVE_SHARE_SECONDS,
+    Live,
+    Meter,
+    accounts,
+    round_of_startd,
+)
+from lark_agent.hooks.htcondor_config import RUNNING
+from lark_agent.model import ClassUsage, Count, Rates, Usage
 from lark_agent.rpc import convert
 from lark_agent.rpc.lark.v1 import agent_pb2
 from tests.cli.fake import SECOND, make_record
@@ -68,7 +77,7 @@ def test_the_newer_job_of_a_slot_is_the_one_that_is_told(service: Service, tmp_p
             places=[agent_pb2.Place(slot="slot1_1", record=convert.record_to_wire(r)) for r in pair]
         )
         lines = list(round_of_startd(service.path, Meter(tmp_path), 1000.0))
-        assert "UptimeNetworkIncomingPeakUsage = 0" in lines
+        assert "JobNetworkIncoming = 0" in lines
 
 
 def test_a_worker_without_its_agent_is_not_ready(service: Service, tmp_path: Path) -> None:
@@ -126,6 +135,43 @@ def write_worker_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[
     )
     assert done.exit_code == 0
     return done.output, output.read_text()
+
+
+def test_running_jobs_are_told_of_when_they_moved(service: Service) -> None:
+    """At once, then not before `LIVE_SECONDS` and not again what the queue has."""
+    now = 0.0
+    live = Live(lambda: now)
+
+    def told() -> list[str]:
+        with asking.connect(service.path) as asker:
+            return [attributes["NetworkIncoming"] for _, attributes in live.round(asker, ask)]
+
+    def ask(are: str) -> list[dict[str, object]]:
+        assert are == RUNNING
+        return [ad()]
+
+    runs(service, replace(make_record(1), final=False))
+    first = told()
+    assert len(first) == 1
+    runs(service, replace(make_record(1), usage=Usage((ClassUsage("x", Count(), Count(1, 5)),))))
+    now = LIVE_SECONDS / 2
+    assert told() == []
+    now = LIVE_SECONDS
+    assert told() == ["5"] != first
+    now = 2 * LIVE_SECONDS
+    assert told() == []
+
+
+def test_running_jobs_take_a_bounded_time(service: Service) -> None:
+    """However many there are, a round ends; the next goes on where it stopped."""
+    clock = itertools.count(0, LIVE_SHARE_SECONDS / 3)
+    live = Live(lambda: float(next(clock)))
+    runs(service, make_record(1))
+    jobs = [{**ad(), "ProcId": number} for number in range(5)]
+    with asking.connect(service.path) as asker:
+        rounds = [[job for job, _ in live.round(asker, lambda _: list(jobs))] for _ in range(3)]
+    assert [len(each) for each in rounds] == [2, 3, 0]
+    assert len({job for each in rounds for job in each}) == len(jobs)
 
 
 def test_the_file_for_the_worker_is_written(

@@ -50,23 +50,23 @@ def test_a_starter_names_its_slot() -> None:
 
 
 def test_a_slot_gets_its_job_and_no_other() -> None:
-    """The constraint is the slot's whole name; bytes are peaks, in all and by class."""
+    """The constraint is the slot's whole name; nothing is a metric, which jobs could forge."""
     ad = htcondor_ads.slot_ad("slot1_3", record(usage("lhc-one", 5, 7), usage("other", 0, 2)))
     assert ad == {
         "SlotMergeConstraint": 'regexp("^slot1_3(@|$)", Name)',
-        "UptimeNetworkIncomingPeakUsage": "9",
-        "UptimeNetworkOutgoingPeakUsage": "5",
-        "UptimeNetworkIncoming_lhc_onePeakUsage": "7",
-        "UptimeNetworkOutgoing_lhc_onePeakUsage": "5",
-        "UptimeNetworkIncoming_otherPeakUsage": "2",
+        "JobNetworkIncoming": "9",
+        "JobNetworkOutgoing": "5",
+        "JobNetworkIncomingByClass": "[ lhc_one = 7; other = 2 ]",
+        "JobNetworkOutgoingByClass": "[ lhc_one = 5 ]",
+        "JobNetworkRecord": '"run-at-100"',
     }
 
 
-def test_what_is_printed_of_slots_is_what_the_startd_keeps() -> None:
-    """Every attribute of a slot's ad is one of the metrics that the configuration names."""
-    ad = htcondor_ads.slot_ad("slot1_1", record(usage("a.b", 1, 1), usage("jobs", 1, 1)))
-    kept = {f"Uptime{name}PeakUsage" for name in htcondor_ads.metrics(["a.b", "jobs"])}
-    assert set(ad) - {"SlotMergeConstraint"} == kept
+def test_what_a_job_has_moved_so_far_is_part_of_its_account() -> None:
+    """The same names, so that nobody else may write them, and the same numbers."""
+    records = [record(usage("campus", 1, 2)), record(usage("campus", 3, 4))]
+    account = htcondor_ads.job_attributes(records)
+    assert htcondor_ads.so_far(records).items() < account.items()
 
 
 def test_the_account_adds_up_all_runs() -> None:

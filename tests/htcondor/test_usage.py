@@ -48,19 +48,17 @@ pool4 = "198.18.20.10-198.18.20.20/24"
 BYTES = 300_000
 FETCH = f"curl -sSf -o got http://server.campus.test/bytes/{BYTES}"
 FORGERY = """
-until grep -q ^NetworkIncomingUsage .update.ad; do sleep 0.2; done
-sed -e 's/^NetworkIncomingUsage.*/NetworkIncomingUsage = 5/' .update.ad > mine
-rm .update.ad && mv mine .update.ad
-until [ -e go ]; do sleep 0.1; done
-"""
-CHIRP = """
-cd /var/lib/condor/execute/dir_*
 for name in Harmless NetworkIncoming NetworkRecord; do
     /usr/libexec/condor/condor_chirp set_job_attr $name 6 && echo wrote $name
 done
-touch go
+until [ -e $SUBMITTED_FROM/enough ]; do
+    printf 'NetworkIncoming = 5\\nNetworkRecord = "mine"\\nNetworkCost = 5.0\\n' > mine
+    [ -e .update.ad ] && cat .update.ad >> mine
+    mv -f mine .update.ad
+    touch $SUBMITTED_FROM/forging
+    sleep 0.1
+done
 """
-"""As the job's user, in its scratch directory but outside its sandbox."""
 
 
 @pytest.fixture(scope="module")
@@ -108,36 +106,46 @@ def test_an_ended_jobs_ad_has_its_account(pool: Pool) -> None:
 
 
 def test_neither_job_nor_user_can_write_the_account(pool: Pool) -> None:
-    """Submit file, condor_qedit, condor_chirp and a rewritten .update.ad leave the account true.
+    """Submit file, condor_qedit, condor_chirp and a rewritten .update.ad leave it true.
 
-    What the running job shows can be forged by the last, which is why it is not the account.
+    So in the queue while the job runs, as in the history when it has ended.
     """
     job = pool.submit(
         FETCH + FORGERY, my_NetworkIncoming=7, my_NetworkRecord='"mine"', my_WantIOProxy="true"
     )
-    job.await_event(EXECUTING)
+    pool.await_true(job.file("forging").exists)
     edit = ["condor_qedit", job.number, "NetworkIncoming", "8"]
     assert "Failed to set" in pool.run(edit, user="alice", check=False).stderr
-    said = pool.run(["sh", "-c", CHIRP], user="alice", check=False).stdout
-    assert [line for line in said.splitlines() if "wrote" in line] == ["wrote Harmless"]
-    assert job.ended().status == 0
+    pool.await_true(lambda: (job.ad().get("NetworkIncoming") or 0) > BYTES)
+    assert job.ad().get("NetworkRecord") is None
+    job.file("enough").touch()
+    end = job.ended()
+    assert end.status == 0, end
+    assert [line for line in end.stdout.splitlines() if "wrote" in line] == ["wrote Harmless"]
     record, ad = job.record(), history(pool, job)
     assert ad["NetworkIncoming"] == record["received"]["bytes"] > BYTES
     assert ad["NetworkRecord"] == record["attachment_id"]
-    assert ad["NetworkIncomingUsage"] != record["received"]["bytes"]
+    assert ad["NetworkCost"] == 0
 
 
 def test_a_running_job_shows_what_it_has_moved_and_nothing_of_the_last(pool: Pool) -> None:
-    """Bytes are in the queue while the job runs; the slot's next job begins with none of them."""
+    """Bytes are in the queue and in the slot while the job runs, of that job alone."""
     first = pool.submit(f"{FETCH}; sleep 4")
     assert first.ended().status == 0
     first_host = first.ad()["LastRemoteHost"]
-    second = pool.submit("curl -sSf -o got http://server.campus.test/bytes/1000; sleep 20")
+    second = pool.submit("curl -sSf -o got http://server.campus.test/bytes/1000; sleep 30")
     second.await_event(EXECUTING)
-    pool.await_true(lambda: (second.ad().get("NetworkIncomingUsage") or 0) > 1000)
-    ad = second.ad()
+    pool.await_true(lambda: (second.ad().get("NetworkIncoming") or 0) > 1000)
+    ad, record = second.ad(), pool.records(second.number)[0]
     assert ad["RemoteHost"] == first_host
-    assert ad["NetworkIncomingUsage"] == ad["NetworkIncoming_campusUsage"] < 10_000
+    assert ad["NetworkIncoming"] == ad["NetworkIncomingByClass"]["campus"] < 10_000
+
+    def slot() -> dict[str, Any]:
+        (found,) = pool.query("condor_status", first_host)
+        return found
+
+    pool.await_true(lambda: slot().get("JobNetworkRecord") == record["attachment_id"])
+    assert 1000 < slot()["JobNetworkIncoming"] < 10_000
     pool.run(["condor_rm", second.number], user="alice")
 
 

@@ -66,6 +66,34 @@ print(os.readlink("/proc/self/ns/net"))
     assert networks[0] != host_network(cluster)
 
 
+def test_ranks_find_each_other_by_slurms_own_pmi(cluster: Cluster) -> None:
+    """With --mpi=pmi2, as MPI is started: its key-value store passes rank 0's port on."""
+    ranks = """
+import ctypes, os, socket
+pmi = ctypes.CDLL("libpmi2.so.0")
+numbers = [ctypes.c_int() for _ in range(4)]
+assert pmi.PMI2_Init(*map(ctypes.byref, numbers)) == 0
+_, size, rank, _ = (number.value for number in numbers)
+if rank == 0:
+    server = socket.create_server(("127.0.0.1", 0))
+    assert pmi.PMI2_KVS_Put(b"port", str(server.getsockname()[1]).encode()) == 0
+assert pmi.PMI2_KVS_Fence() == 0
+if rank == 0:
+    for _ in range(size - 1):
+        server.accept()[0].sendall(b"hello")
+else:
+    port, length = ctypes.create_string_buffer(16), ctypes.c_int()
+    assert pmi.PMI2_KVS_Get(None, -1, b"port", port, 16, ctypes.byref(length)) == 0
+    assert socket.create_connection(("127.0.0.1", int(port.value))).recv(5) == b"hello"
+assert pmi.PMI2_Finalize() == 0
+print(size, os.readlink("/proc/self/ns/net"))
+"""
+    said = cluster.run("srun", "--mpi=pmi2", "-n3", "python3", "-c", ranks).stdout.splitlines()
+    (size, network), *others = [line.split() for line in said]
+    assert (size, others) == ("3", [["3", network]] * 2)
+    assert network != host_network(cluster)
+
+
 def test_two_jobs_of_a_user_are_apart(cluster: Cluster) -> None:
     """Neither sees the other's loopback, nor reaches its address."""
     listen = "exec python3 -m http.server 5001 --directory /tmp"
