@@ -11,7 +11,9 @@ NAMES = ("campus", "jobs", "other")
 counts = st.builds(Count, st.integers(1, 99), st.integers(1, 10**6))
 usages = st.builds(
     lambda moved, dropped, sent, received: Usage(
-        tuple(ClassUsage(name, *moved[name], 7) for name in NAMES if name in moved),
+        tuple(
+            ClassUsage(name, moved[name][0], moved[name][1], 7) for name in NAMES if name in moved
+        ),
         tuple(Drop(name, dropped[name]) for name in sorted(dropped)),
         sent,
         received,

@@ -17,6 +17,7 @@ from lark_agent.hooks.htcondor_config import transferring
 from tests.htcondor.pool import LARK, Pool
 from tests.htcondor.test_chirp import TALK
 from tests.lab.capture import Capture, sum_ip
+from tests.lab.filesystem import WRAPPERS
 from tests.lab.topology import CAMPUS, WORKER
 from tests.lab.world import Lab
 
@@ -210,6 +211,22 @@ def test_nobody_but_the_startd_has_a_sandbox_for_a_starter(accounted: Pool) -> N
     for user in ("alice", "root"):
         said = accounted.lab.run(["/usr/bin/python3", "-c", ASK], user=user).stdout
         assert "only what condor_startd starts as root" in said
+
+
+def test_only_the_starters_children_start_jobs_from_its_sandbox(accounted: Pool) -> None:
+    """A process of a user's that got there by other means is in a sandbox like any other."""
+    job = accounted.submit(
+        "touch $SUBMITTED_FROM/there; until [ -e $SUBMITTED_FROM/enough ]; do sleep 0.2; done"
+    )
+    accounted.await_true(job.file("there").exists)
+    starter = accounted.lab.run(["pgrep", "-x", "condor_starter"]).stdout.strip()
+    inside = ["nsenter", f"--target={starter}", "--net", "--"]
+    become = ["setpriv", "--reuid=1001", "--regid=1001", "--clear-groups"]
+    done = accounted.lab.run([*inside, *become, f"{WRAPPERS}/lark-run", "true"], check=False)
+    assert done.returncode == 125
+    assert "in a sandbox already" in done.stderr
+    job.file("enough").touch()
+    assert job.ended().status == 0
 
 
 def test_a_checkpointed_job_has_two_records_and_each_byte_once(accounted: Pool) -> None:
