@@ -6,7 +6,6 @@ capture says what was on the wire.
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -93,15 +92,6 @@ class Worker:
         self.process.signal(number)
         self.process.wait()
         self.process = self.lab.agent(POLICY + RULES + config)
-
-    @contextlib.contextmanager
-    def configured(self, config: str) -> Iterator[None]:
-        """Have another agent for a while."""
-        self.restart(config)
-        try:
-            yield
-        finally:
-            self.restart()
 
     def unaccounted(self) -> int:
         """Return how many jobs the agent counts as without an account of their transfer."""
@@ -291,18 +281,17 @@ UNREACHABLE = "insert rule inet lark input iifname lark* tcp dport 9618 reject w
 
 def test_no_job_stops_because_its_transfer_cannot_be_accounted(worker: Worker) -> None:
     """Not wanted, no sandbox free, or a firewall between: jobs run, their records say nothing."""
-    pool = worker.pool
-    with worker.configured(""):
-        job = pool.submit("echo done", inputs={"data": "x"})
-        assert job.ended().status == 0
-        assert job.record()["transfer"] is None
-    with worker.configured(ACCOUNTING + "[pool]\nslots = 1\nready = 1\n"):
-        job = pool.submit("echo done", inputs={"data": "x"})
-        assert job.ended().status == 0
-        assert job.record()["transfer"] is None
-        assert worker.unaccounted() == 1
-    worker.lab.run(["nft", *UNREACHABLE.split()])
-    job = pool.submit("echo done", inputs={"data": "x"})
-    assert job.ended().status == 0
+    assert run_under(worker, "") == 0
+    assert run_under(worker, f"{ACCOUNTING}[pool]\nslots = 1\nready = 1\n") == 1
+    assert run_under(worker, ACCOUNTING, *UNREACHABLE.split()) == 1
+
+
+def run_under(worker: Worker, config: str, *rule: str) -> int:
+    """Run a job under another agent; returns how many that one counts as without an account."""
+    worker.restart(config)
+    if rule:
+        worker.lab.run(["nft", *rule])
+    job = worker.pool.submit("cat data", inputs={"data": "x"})
+    assert job.ended().stdout == "x"
     assert job.record()["transfer"] is None
-    assert worker.unaccounted() == 1
+    return worker.unaccounted()
