@@ -101,6 +101,8 @@ class Starters:
 
         The caller must make sure afterwards that the process is still there.
         """
+        if not self._attachments.transfers.some:
+            return None
         parent = process.parent(pid)
         known = transfers.key_of(Launcher(parent, process.start_time(parent), ""))
         attachment = self._attachments.of(known)

@@ -52,7 +52,7 @@ class Transfers:
 
     def of(self, job: str) -> Attachment | None:
         """Return the sandbox of the starter of a job with this launch key."""
-        return self._starters().get(key_for(job)) if self._any() else None
+        return self._starters().get(key_for(job)) if self.some else None
 
     def without_job(self) -> int:
         """Count starters whose job has not asked yet."""
@@ -78,7 +78,7 @@ class Transfers:
 
     def waiting(self, batch: Sequence[Attachment]) -> list[Attachment]:
         """Return which of these ended jobs have a starter that goes on."""
-        if not self._any():
+        if not self.some:
             return []
         starters, newest = self._starters(), self._newest()
         going_on = starters.keys() - {each.key for each in batch}
@@ -101,7 +101,7 @@ class Transfers:
 
     def told(self, records: Sequence[Record]) -> list[Record]:
         """Return these new records with what their starters have moved, as far as is known."""
-        if not self._any():
+        if not self.some:
             return list(records)
         starters, newest = self._starters(), self._newest()
         fresh = {record.attachment_id: record.usage for record in records if record.is_transfer}
@@ -122,7 +122,9 @@ class Transfers:
         running = (each for each in self._newest().values() if key_for(each.key) in keys)
         return [each for each in running if each not in batch]
 
-    def _any(self) -> bool:
+    @property
+    def some(self) -> bool:
+        """Tell whether any starter has a sandbox; elsewhere nothing else is looked at."""
         return any(each.record.is_transfer for each in self._living.values())
 
     def _starters(self) -> dict[str, Attachment]:

@@ -6,7 +6,6 @@ capture says what was on the wire.
 
 from __future__ import annotations
 
-import contextlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from lark_agent.hooks.htcondor_config import transferring
 from tests.htcondor.pool import LARK, Pool
 from tests.htcondor.test_chirp import TALK
 from tests.lab.capture import Capture, sum_ip
+from tests.lab.filesystem import WRAPPERS
 from tests.lab.topology import CAMPUS, WORKER
 from tests.lab.world import Lab
 
@@ -92,15 +92,6 @@ class Worker:
         self.process.signal(number)
         self.process.wait()
         self.process = self.lab.agent(POLICY + RULES + config)
-
-    @contextlib.contextmanager
-    def configured(self, config: str) -> Iterator[None]:
-        """Have another agent for a while."""
-        self.restart(config)
-        try:
-            yield
-        finally:
-            self.restart()
 
     def unaccounted(self) -> int:
         """Return how many jobs the agent counts as without an account of their transfer."""
@@ -212,6 +203,22 @@ def test_nobody_but_the_startd_has_a_sandbox_for_a_starter(accounted: Pool) -> N
         assert "only what condor_startd starts as root" in said
 
 
+def test_only_the_starters_children_start_jobs_from_its_sandbox(accounted: Pool) -> None:
+    """A process of a user's that got there by other means is in a sandbox like any other."""
+    job = accounted.submit(
+        "touch $SUBMITTED_FROM/there; until [ -e $SUBMITTED_FROM/enough ]; do sleep 0.2; done"
+    )
+    accounted.await_true(job.file("there").exists)
+    starter = accounted.lab.run(["pgrep", "-x", "condor_starter"]).stdout.strip()
+    inside = ["nsenter", f"--target={starter}", "--net", "--"]
+    become = ["setpriv", "--reuid=1001", "--regid=1001", "--clear-groups"]
+    done = accounted.lab.run([*inside, *become, f"{WRAPPERS}/lark-run", "true"], check=False)
+    assert done.returncode == 125
+    assert "in a sandbox already" in done.stderr
+    job.file("enough").touch()
+    assert job.ended().status == 0
+
+
 def test_a_checkpointed_job_has_two_records_and_each_byte_once(accounted: Pool) -> None:
     """The first record ends with the checkpoint's transfer; what comes later is the second's."""
     job = accounted.submit(
@@ -274,18 +281,17 @@ UNREACHABLE = "insert rule inet lark input iifname lark* tcp dport 9618 reject w
 
 def test_no_job_stops_because_its_transfer_cannot_be_accounted(worker: Worker) -> None:
     """Not wanted, no sandbox free, or a firewall between: jobs run, their records say nothing."""
-    pool = worker.pool
-    with worker.configured(""):
-        job = pool.submit("echo done", inputs={"data": "x"})
-        assert job.ended().status == 0
-        assert job.record()["transfer"] is None
-    with worker.configured(ACCOUNTING + "[pool]\nslots = 1\nready = 1\n"):
-        job = pool.submit("echo done", inputs={"data": "x"})
-        assert job.ended().status == 0
-        assert job.record()["transfer"] is None
-        assert worker.unaccounted() == 1
-    worker.lab.run(["nft", *UNREACHABLE.split()])
-    job = pool.submit("echo done", inputs={"data": "x"})
-    assert job.ended().status == 0
+    assert run_under(worker, "") == 0
+    assert run_under(worker, f"{ACCOUNTING}[pool]\nslots = 1\nready = 1\n") == 1
+    assert run_under(worker, ACCOUNTING, *UNREACHABLE.split()) == 1
+
+
+def run_under(worker: Worker, config: str, *rule: str) -> int:
+    """Run a job under another agent; returns how many that one counts as without an account."""
+    worker.restart(config)
+    if rule:
+        worker.lab.run(["nft", *rule])
+    job = worker.pool.submit("cat data", inputs={"data": "x"})
+    assert job.ended().stdout == "x"
     assert job.record()["transfer"] is None
-    assert worker.unaccounted() == 1
+    return worker.unaccounted()
