@@ -305,6 +305,15 @@ DEFAULT_PRIORITY = 4
 """Of 0 (first) to 7."""
 
 
+def precedence(job: int, queue: int | None = None) -> int:
+    """Return a job's place in the hierarchy, 0 (first) to 7: its priority counts from its queue's.
+
+    None is the priority of a job outside all queues.
+    """
+    base = DEFAULT_PRIORITY if queue is None else queue
+    return min(7, max(0, base + job - DEFAULT_PRIORITY))
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkPlan:
     """What one job may do on the network: the policy's complete, validated answer."""
@@ -332,6 +341,8 @@ class NetworkPlan:
     """Who borrows first what others leave: 0 to 7, 0 first."""
     dscp: int = 0
     """Differentiated services code point (RFC 2474) of every packet the job sends, 0 to 63."""
+    dscp_of_priority: bool = False
+    """The code point is that of the job's place, as the site gives them, and follows it."""
     flow_label: int = 0
     """IPv6 flow label (RFC 6437) of every packet the job sends, 20 bits."""
     quotas: tuple[str, ...] = ()

@@ -115,6 +115,17 @@ def test_what_sites_write_is_accepted(text: str) -> None:
         ),
         ('[queues.a]\nguarantee = "1 Mbit/s sent"', "queues", "and [uplink] rate is not given"),
         ('[uplink]\nrate = "1 GB"', "uplink.rate", "'1 GB' is not a rate"),
+        (UPLINK + "priority_dscp = [46, 0]", "uplink.priority_dscp", "2 code points; give eight"),
+        (
+            UPLINK + "priority_dscp = [64, 0, 0, 0, 0, 0, 0, 0]",
+            "uplink.priority_dscp",
+            "64 is no code point",
+        ),
+        (
+            "[uplink]\npriority_dscp = [46, 0, 0, 0, 0, 0, 0, 0]",
+            "uplink.priority_dscp",
+            "needs [uplink] rate",
+        ),
         (QUOTA + 'bytes = "0"', "quotas.q.bytes", "is 0"),
         (QUOTA + 'bytes = "2 Tbit"', "quotas.q.bytes", "write one such as 500 MB, 2 TB or 64 MiB"),
         (QUOTA + 'bytes = "1 MB"\nclasses = ["mars"]', "quotas.q.classes", "no class 'mars'"),

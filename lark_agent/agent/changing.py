@@ -52,7 +52,10 @@ class Changing:
             plan = self._put(plan, setting, value)
         plan = _without_loss(plan, self._words().check(plan), settings)
         now = time.time_ns()
-        changes = [Change(now, by, setting, _said(plan, setting)) for setting in settings]
+        told = dict.fromkeys(settings)
+        if plan.dscp != attachment.plan.dscp:
+            told["dscp"] = None  # it follows the priority, and the queue
+        changes = [Change(now, by, setting, _said(plan, setting)) for setting in told]
         return await self._attachments.change(attachment, plan, changes)
 
     def _still_there(self, plan: NetworkPlan) -> NetworkPlan:

@@ -39,8 +39,9 @@ class Profile(Section, frozen=True):
     """Name of the queue under `[queues]` in which the job shares the uplink."""
     priority: int = DEFAULT_PRIORITY
     """Who borrows first what others leave; 0 (first) to 7."""
-    dscp: int = 0
-    """Code point of what the job sends, 0 to 63; a job cannot set its own."""
+    dscp: int | None = None
+    """Code point of what the job sends, 0 to 63; a job cannot set its own. Absent: that of its
+    priority (`[uplink] priority_dscp`), else 0."""
     flow_label: int = 0
     """IPv6 flow label of what the job sends, 20 bits; a job cannot set its own."""
     quotas: tuple[str, ...] = ()
@@ -75,7 +76,7 @@ class Values(Section, frozen=True):
     priority: str = ""
     """Gives a number from 0 to 7."""
     dscp: str = ""
-    """Gives a number from 0 to 63."""
+    """Gives a number from 0 to 63, or "priority" for that of the job's priority."""
     flow_label: str = ""
     """Gives a number of 20 bits."""
     quotas: str = ""

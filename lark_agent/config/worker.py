@@ -30,10 +30,23 @@ class Uplink(Section, frozen=True):
     rate: str = ""
     """What all jobs together may use, for example "10 Gbit/s" or "1 Gbit/s sent, 10 Gbit/s
     received"; empty: whatever there is, and no guarantees."""
+    priority_dscp: tuple[int, ...] = ()
+    """Code points of what jobs without a `dscp` of their own send, by their place (priority,
+    counted from their queue's), from 0 to 7: eight numbers; empty: 0 for all."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
-        """Check the rate."""
+        """Check the rate, and that there is a code point for each priority."""
         yield from rate_findings(self, "rate")
+        points = self.priority_dscp
+        if not points:
+            return
+        if len(points) != 8:
+            yield "priority_dscp", f"{len(points)} code points; give eight, for priority 0 to 7"
+        for point in points:
+            if not 0 <= point <= 63:
+                yield "priority_dscp", f"{point} is no code point; they go from 0 to 63"
+        if not self.rate:
+            yield "priority_dscp", "needs [uplink] rate, as priorities do"
 
 
 class Pool(Section, frozen=True):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lark_agent.config import refuse
 from lark_agent.errors import PolicyRefusal
-from lark_agent.policy import requests
+from lark_agent.policy import marking, requests
 from lark_agent.policy.checking import expressions, findings
 from lark_agent.policy.comparing import written
 from lark_agent.policy.expressions import Ads, Expression, described
@@ -130,7 +130,10 @@ class SitePolicy:
             plan = self._put(plan, setting, value, "the callout's answer")
             values[setting] = value
             trace.append(Step("callout", setting, written(plan, setting), "it answers so"))
-        plan = self._whole(plan)
+        bare, plan = plan, self._whole(plan)
+        if plan.dscp != bare.dscp:
+            why = f"priority {plan.priority}" + (f" in queue {plan.queue}" if plan.queue else "")
+            trace.append(Step(marking.BY, "dscp", written(plan, "dscp"), why))
         if contradiction := overrides.contradiction(plan, self.words):
             raise PolicyRefusal(
                 f"the site's policy cannot decide: the callout answers {contradiction}"

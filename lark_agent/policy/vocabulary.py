@@ -31,6 +31,7 @@ from lark_agent.model import (
     Rates,
 )
 from lark_agent.policy.expressions import described
+from lark_agent.policy.marking import OF_PRIORITY, marked
 from lark_agent.quantities import NotAQuantity, rates, rates_text
 
 if TYPE_CHECKING:
@@ -62,12 +63,15 @@ class Vocabulary:
     connectivities: frozenset[Connectivity]
     networks: dict[str, Network]
     services: frozenset[str]
-    queues: frozenset[str]
+    queues: dict[str, int]
+    """Name → priority."""
     quotas: frozenset[str]
     uplink: Rates
     """What can be guaranteed; nothing where the site does not say what the uplink has."""
     throttles: frozenset[str] = frozenset()
     """Quotas that lower the rate of a job."""
+    code_points: tuple[int, ...] = ()
+    """By priority; none where the site does not derive them."""
 
     @classmethod
     def of(cls, settings: AgentSettings) -> Vocabulary:
@@ -78,10 +82,11 @@ class Vocabulary:
             settings.offered,
             settings.networks,
             frozenset(settings.services),
-            frozenset(settings.queues),
+            {name: queue.priority for name, queue in settings.queues.items()},
             frozenset(settings.quotas),
             rates(settings.uplink.rate or 0),
             frozenset(n for n, q in settings.quotas.items() if q.action is QuotaAction.THROTTLE),
+            settings.uplink.priority_dscp,
         )
 
     def plan(self, profile: str) -> NetworkPlan:
@@ -89,7 +94,7 @@ class Vocabulary:
         if profile not in self.profiles:
             known = ", ".join(sorted(self.profiles))
             raise UnusableValue(f"this site has no network profile '{profile}'; it has {known}")
-        plan = NetworkPlan(profile, Connectivity.NAT)
+        plan = NetworkPlan(profile, Connectivity.NAT, dscp_of_priority=bool(self.code_points))
         for setting, value in given(self.profiles[profile]):
             plan = self.put(plan, setting, value)
         return plan
@@ -120,7 +125,7 @@ class Vocabulary:
                     f"{rates_text(plan.rate)} ({word})"
                 )
         self._check_shapeable(plan)
-        return self.bookable(plan)
+        return self.bookable(marked(plan, self.code_points, self.queues))
 
     def bookable(self, plan: NetworkPlan) -> NetworkPlan:
         """Return a plan whose guarantee and queue this worker has; raises UnusableValue."""
@@ -227,6 +232,14 @@ def _number(value: object, most: int) -> int:
     return value
 
 
+def _dscp(words: Vocabulary, value: object) -> dict[str, Any]:
+    if value != OF_PRIORITY:
+        return {"dscp": _number(value, 63), "dscp_of_priority": False}
+    if not words.code_points:
+        raise UnusableValue("the site gives priorities no code points: [uplink] priority_dscp")
+    return {"dscp_of_priority": True}
+
+
 def _rates(value: object) -> Rates:
     try:
         return rates(value)
@@ -312,7 +325,7 @@ READERS: dict[str, Callable[[Vocabulary, object], dict[str, Any]]] = {
     "guarantee": lambda _, value: {"guarantee": _rates(value)},
     "queue": lambda words, value: {"queue": _one_name(value, words.queues, "queue", "queues")},
     "priority": lambda _, value: {"priority": _number(value, 7)},
-    "dscp": lambda _, value: {"dscp": _number(value, 63)},
+    "dscp": _dscp,
     "flow_label": lambda _, value: {"flow_label": _number(value, 0xFFFFF)},
     "quotas": _quotas,
 }

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lark_agent.linux.traffic import HtbClass
-from lark_agent.model import DEFAULT_PRIORITY, Direction, Rates
+from lark_agent.model import DEFAULT_PRIORITY, Direction, Rates, precedence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -121,11 +121,9 @@ class Tree:
         caps = (plan.rate.of(self._direction), share.rate.of(self._direction), self._capacity)
         ceil = min(cap for cap in caps if cap)
         rate = max(MINIMUM, plan.guarantee.of(self._direction))
-        # in a queue, the job's priority counts from the queue's
-        priority = share.priority + plan.priority - DEFAULT_PRIORITY
         shape = self._shape(
             leaf_minor(slot), self._minors.get(plan.queue, CAPACITY), rate, ceil,
-            min(7, max(0, priority)),
+            precedence(plan.priority, share.priority),
         )  # fmt: skip
         return Leaf(shape, self._limit(shape), mtu + _LINK_HEADER if ceil < CUT_BELOW else UNCUT)
 

@@ -54,7 +54,7 @@ def shown(plan: NetworkPlan) -> tuple[str, str, str]:
 def test_every_policy_is_exercised() -> None:
     """Each block of the gallery has its test below, and each test its block."""
     here = Path(__file__).read_text()
-    assert len(GALLERY) >= 24
+    assert len(GALLERY) >= 25
     assert set(re.findall(r'decide\(\s*"([a-z-]+)"', here)) == set(GALLERY)
 
 
@@ -215,6 +215,19 @@ def test_uploads() -> None:
     assert (plan.priority, plan.dscp) == (0, 34)
     for other in (decide("uploads", {"Upload": True}), decide("uploads", group="daq")):
         assert (other.priority, other.dscp) == (4, 0)
+
+
+def test_marks() -> None:
+    """The code point is that of the place in the hierarchy; the one of a rule holds over it."""
+    for urgent, group, expected in (
+        (True, "daq", (0, 46)),
+        (True, "theory", (4, 0)),
+        (False, "daq", (4, 0)),
+        (False, "background.scans", (7, 1)),
+        (False, "voice", (0, 44)),
+    ):
+        plan = decide("marks", {"Urgent": urgent}, group=group)
+        assert (plan.priority, plan.dscp) == expected, group
 
 
 def test_queues() -> None:

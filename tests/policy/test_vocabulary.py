@@ -179,6 +179,7 @@ BAD = [
     ("priority", "8", "8 is not a whole number from 0 to 7"),
     ("priority", '"1"', '"1" is not a whole number from 0 to 7'),
     ("dscp", "64", "64 is not a whole number from 0 to 63"),
+    ("dscp", '"priority"', "the site gives priorities no code points: [uplink] priority_dscp"),
     ("dscp", "1.5", "1.5 is not a whole number from 0 to 63"),
     ("flow_label", "1048576", "1048576 is not a whole number from 0 to 1048575"),
     ("quotas", '{"yearly"}', "no quota 'yearly' is defined under [quotas]; known: daily, monthly"),
