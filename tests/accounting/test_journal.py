@@ -115,6 +115,28 @@ def test_what_never_came_is_forgotten_with_time(path: Path) -> None:
     assert journal.decided("condor_starter 7 9", HERE.members[0].boot_id) is None
 
 
+def test_a_transfer_is_known_to_the_agent_alone(path: Path) -> None:
+    """It lives as a job does, but is in no report, list or total; what it moved is in a job's."""
+    journal = Journal(path)
+    starter = record("root", job_id="")
+    journal.begin(starter, Launch("transfer 7 9", None, HERE.members), PLAN)
+    files = moved(starter, 10, 20, 1)
+    journal.save([files])
+    assert [living.record for living in journal.living()] == [files]
+    journal.begin(record(), HERE, PLAN)
+    job = replace(moved(record(), 1, 1, 1), transfer=files.usage)
+    journal.save([job, replace(files.sampled(files.usage, START), final=True, ended_ns=START + 1)])
+    assert journal.resume(Mark(2, 0)) == 0
+    assert journal.unacknowledged(10) == [job]
+    answers = Answers(path)
+    assert answers.list_jobs(JobFilter(), None, 10, "") == [job]
+    assert answers.find_job(starter.attachment_id, None) == []
+    (total,) = answers.totals([], JobFilter(), None).rows
+    assert (total.jobs, total.sent.bytes) == (1, 1)
+    journal.prune(START + 2, unacknowledged_too=False)
+    assert [living.record for living in journal.living()] == [job]
+
+
 def test_a_final_record_never_changes(path: Path) -> None:
     """Nothing that comes after the final record, whatever its number, is taken."""
     journal = Journal(path)

@@ -29,6 +29,15 @@ def test_every_job_goes_through_wrapper_and_hook() -> None:
     assert "LARK_HOOK_JOB_EXIT" not in knobs
 
 
+def test_the_starter_is_ours_only_where_that_is_wanted() -> None:
+    """Accounting for transfers is off unless the site asks for it."""
+    assert "STARTER" not in written()
+    knobs = written('[htcondor]\nprograms = "/opt/lark/libexec"\naccount_transfer = true')
+    assert knobs["STARTER"] == "/opt/lark/libexec/lark-starter"
+    assert knobs["USE_SHARED_PORT"] == "True"
+    assert knobs["DAEMON_SOCKET_DIR"].startswith("$(LOCK)/")
+
+
 def test_jobs_with_programs_beside_them_are_kept_away() -> None:
     """What the starter would run of a user's without the wrapper is named in START."""
     text = worker_file(parse(AgentSettings, "", "agent.toml"), "/usr/bin/lark-agent")
