@@ -25,19 +25,19 @@ _FILE = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="lark-agent", prog_name="lark-agent")
 def agent() -> None:
-    r"""Give every batch job a network of its own, and account for it.
+    """Give every batch job a network of its own, and account for it.
 
     \b
     Exit statuses: 0 stopped in order, 1 other error, 2 configuration or usage,
     3 the machine lacks something, 4 the kernel refused, 5 the journal is unusable.
-    """
+    """  # noqa: D301  \b keeps click from filling the lines
 
 
 @agent.command()
 @_FILE
 @click.option("--verbose", is_flag=True, help="Log debug messages too.")
 def run(file: Path | None, *, verbose: bool) -> None:
-    r"""Run the agent in the foreground, as root.
+    """Run the agent in the foreground, as root.
 
     \b
     SIGTERM stops it; jobs that run keep their networks and are taken over by the next start.
@@ -46,7 +46,7 @@ def run(file: Path | None, *, verbose: bool) -> None:
     \b
     Example:
       lark-agent run --config /etc/lark/agent.toml
-    """
+    """  # noqa: D301  \b keeps click from filling the lines
     load_less()
     from lark_agent.linux import log  # noqa: PLC0415  --help stays fast
 
@@ -60,12 +60,12 @@ def run(file: Path | None, *, verbose: bool) -> None:
 @agent.command()
 @_FILE
 def check(file: Path | None) -> None:
-    r"""Check the configuration and say what is wrong with it.
+    """Check the configuration and say what is wrong with it.
 
     \b
     Example:
       lark-agent check --config /etc/lark/agent.toml
-    """
+    """  # noqa: D301  \b keeps click from filling the lines
     from lark_agent.policy.site import SitePolicy  # noqa: PLC0415  --help stays fast
 
     settings = load(AgentSettings, file, AGENT_FILE)
@@ -82,13 +82,13 @@ def check(file: Path | None) -> None:
     help="Where the programs go; not on a file system mounted nosuid.",
 )
 def install_wrapper(directory: Path) -> None:
-    r"""Install lark-run, HTCondor's programs, and lark-enter with its file capability.
+    """Install lark-run, HTCondor's programs, and lark-enter with its file capability.
 
     \b
     Example:
       lark-agent install-wrapper
       /usr/libexec/lark/lark-run curl http://example.org/
-    """
+    """  # noqa: D301  \b keeps click from filling the lines
     from lark_agent.hooks.install import install  # noqa: PLC0415  --help stays fast
 
     for line in install(directory):
@@ -106,13 +106,13 @@ def install_wrapper(directory: Path) -> None:
     help="Where install-wrapper put the plugin.",
 )
 def slurm_config(file: Path | None, file_name: str, directory: Path) -> None:
-    r"""Print what a file of Slurm needs: plugstack.conf, gres.conf or slurm.conf.
+    """Print what a file of Slurm needs: plugstack.conf, gres.conf or slurm.conf.
 
     \b
     Example:
       lark-agent slurm-config plugstack.conf > /etc/slurm/plugstack.conf.d/lark.conf
       lark-agent slurm-config gres.conf >> /etc/slurm/gres.conf
-    """
+    """  # noqa: D301  \b keeps click from filling the lines
     from lark_agent.hooks.slurm_config import text  # noqa: PLC0415  --help stays fast
 
     click.echo(text(file_name, load(AgentSettings, file, AGENT_FILE), directory), nl=False)
@@ -126,7 +126,7 @@ def slurm_config(file: Path | None, file_name: str, directory: Path) -> None:
     help="Where to write it; without it, standard output.",
 )
 def htcondor_config(file: Path | None, output: Path | None) -> None:
-    r"""Write the file for HTCondor's config.d on this worker, from the agent's settings.
+    """Write the file for HTCondor's config.d on this worker, from the agent's settings.
 
     Makes what it points HTCondor's starter to: see "The set-up of condor_ssh_to_job" in
     docs/htcondor.md.
@@ -135,7 +135,7 @@ def htcondor_config(file: Path | None, output: Path | None) -> None:
     Example:
       lark-agent htcondor-config --output /etc/condor/config.d/50-lark
       condor_reconfig
-    """
+    """  # noqa: D301  \b keeps click from filling the lines
     from lark_agent.cli import htcondor  # noqa: PLC0415  --help stays fast
     from lark_agent.hooks.htcondor_config import worker_file  # noqa: PLC0415  as above
 
@@ -149,7 +149,7 @@ def htcondor_config(file: Path | None, output: Path | None) -> None:
 @agent.command("htcondor-startd")
 @_FILE
 def htcondor_startd(file: Path | None) -> None:
-    r"""Publish network attributes and usage: HTCondor's startd keeps this running.
+    """Publish network attributes and usage: HTCondor's startd keeps this running.
 
     Prints ads for ever; `htcondor-config` writes what starts it.
     """

@@ -77,7 +77,7 @@ Example:
 def run(
     context: click.Context, /, user: str | None, command: tuple[str, ...], **named: Any
 ) -> None:
-    r"""Run a command in a network sandbox, and account for what it moves.
+    """Run a command in a network sandbox, and account for what it moves.
 
     The site's policy decides as for any job that no batch system vouches for: a profile that gives
     more than the job may have is refused. Options after the command are the command's.
@@ -87,7 +87,7 @@ def run(
       125  it was not started: a line on standard error says why
       126  it cannot be executed
       127  it was not found
-    """
+    """  # noqa: D301  \b keeps click from filling the lines
     from lark_agent.hooks import install  # noqa: PLC0415  --help stays fast
 
     if context.parent is not None and (
