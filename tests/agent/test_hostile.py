@@ -149,14 +149,16 @@ def test_connections_are_shared_out(world: Lab) -> None:
     """A job gets its share of the worker's connections and no more, from however few ports."""
     most = int(world.run(["cat", CONNTRACK + "max"]).stdout)
     share = most // (16 + 1)  # of each sandbox, and the worker
-    job = world.start_job(python(FLOOD, CAMPUS.ipv4, str(share * 3)))
-    until(lambda: "flooded" in job.starter.stdout, "the flood")
+    # on a busy machine the flood takes longer than they are remembered
+    world.run(["sysctl", "-qw", "net.netfilter.nf_conntrack_udp_timeout=180"])
+    job = world.start_job(python(FLOOD, CAMPUS.ipv4, str(share * 3 // 2)))
+    until(lambda: "flooded" in job.starter.stdout, "the flood", 150)
     taken = int(world.run(["cat", CONNTRACK + "count"]).stdout)
     fetched = world.job(["curl", "-sS", "-o", "/dev/null", f"http://{CAMPUS.ipv4}/bytes/1000"])
     assert fetched.status == 0, fetched.stderr
     job.kill(9)
     job.result()
-    assert share <= taken < share * 2, "those that were dropped are not forgotten at once"
+    assert share <= taken < share * 5 // 4
 
 
 def neighbours(lab: Lab) -> int:
