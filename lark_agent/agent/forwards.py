@@ -1,14 +1,17 @@
-"""The loopback of a starter that has a sandbox, as its job sees it.
+"""A starter's loopback as its job sees it, where no packet finds the way.
 
 HTCondor's starter listens for its job (chirp) on the loopback of its own network. Where that is the
-worker's, translation brings the job there (`lark_agent.agent.launchers`). Where it is a sandbox,
-none of the two networks has a way to the other, and shall not have one. So the agent itself listens
-at the same port of the job's loopback, and carries bytes: it makes the one socket in the job's
-network and the other in the starter's, and both stay where they were made. It works alike whatever
-network the job has, none included. Nothing of it passes a link, so the job's record does not count
-it; what the starter sends on to the submit node is in `transfer`.
+worker's and the worker is on the other end of the job's link, translation brings the job there
+(`lark_agent.agent.launchers`). It is different where the starter is in a sandbox of its own, or the
+job on a network of the site: none of the two networks has a way to the other, and shall not have
+one. So the agent itself listens at the same port of the job's loopback, and carries bytes: it makes
+the one socket in the job's network and the other in the starter's, and both stay where they were
+made. Nothing of it passes a link, so the job's record does not count it; what a starter in a
+sandbox sends on to the submit node is in `transfer`.
 
-The agent restarted listens again; a connection that was under way is cut.
+A port of the worker's loopback could be somebody else's when the starter has ended, so each
+connection is carried only while it lives. The agent restarted listens again; a connection that was
+under way is cut.
 """
 
 from __future__ import annotations
@@ -25,14 +28,18 @@ import structlog
 from lark_agent.errors import LarkError
 from lark_agent.hooks import launch
 from lark_agent.linux import listeners, namespaces, process
-from lark_agent.model import Connectivity
+from lark_agent.model import LAYER2, Connectivity
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lark_agent.agent.attachment import Attachment
     from lark_agent.agent.attachments import Attachments
     from lark_agent.agent.tasks import OwnThread
+    from lark_agent.hooks.identity import Launcher
 
 _LOCALHOST = "127.0.0.1"
+_WORKERS = "/proc/self/ns/net"
 _MOST = 8
 """Connections of one job at a time; others wait to be accepted."""
 _CHUNK = 1 << 16
@@ -59,13 +66,12 @@ class Forwards:
     async def follow(self, attachment: Attachment) -> None:
         """Let a job have what its starter listens on by now. Never fails: that is logged."""
         starter = launch.launcher(attachment.key)
-        around = self._attachments.transfers.of(attachment.key)
-        if starter is None or around is None or attachment.ending:
+        path = self._network_of_starter(attachment)
+        if starter is None or not path or attachment.ending:
             return
         key = attachment.record.attachment_id
         try:
             if key not in self._open:
-                path = namespaces.path(around.sandbox.name)
                 self._open[key] = _Open(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
             mine = self._open[key]
             found = await self._in_kernel.at_once(
@@ -74,15 +80,27 @@ class Forwards:
             if process.start_time(starter.pid) != starter.start_time:
                 return
             for port in found - mine.ports.keys():
-                await self._forward(attachment, mine, port)
+                await self._forward(attachment, mine, port, starter)
         except (LarkError, OSError) as error:
             log.warning("a job cannot reach its starter", attachment=key, error=str(error))
         if attachment.ending:  # meanwhile
             self.close(attachment)
 
-    async def _forward(self, attachment: Attachment, mine: _Open, port: int) -> None:
+    def _network_of_starter(self, attachment: Attachment) -> str:
+        """Return the namespace that a job has no way to; empty if it needs none from us."""
+        around = self._attachments.transfers.of(attachment.key)
+        if around is not None:
+            return str(namespaces.path(around.sandbox.name))
+        return _WORKERS if attachment.sandbox.connectivity in LAYER2 else ""
+
+    async def _forward(
+        self, attachment: Attachment, mine: _Open, port: int, starter: Launcher
+    ) -> None:
+        def lives() -> bool:
+            return process.start_time(starter.pid) == starter.start_time
+
         listener = await self._in_kernel.at_once(lambda: _listen(attachment, port))
-        mine.ports[port] = asyncio.ensure_future(_serve(listener, mine.network, port))
+        mine.ports[port] = asyncio.ensure_future(_serve(listener, mine.network, port, lives))
 
     def close(self, attachment: Attachment) -> None:
         """Let go of a job that ends. Repeatable."""
@@ -112,7 +130,9 @@ def _listen(attachment: Attachment, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(listener: socket.socket, network: int, port: int) -> None:
+async def _serve(
+    listener: socket.socket, network: int, port: int, lives: Callable[[], bool]
+) -> None:
     """Carry what comes, until cancelled."""
     loop, room = asyncio.get_running_loop(), asyncio.Semaphore(_MOST)
     pairs: set[asyncio.Task[None]] = set()
@@ -125,6 +145,9 @@ async def _serve(listener: socket.socket, network: int, port: int) -> None:
         while True:
             await room.acquire()
             near, _ = await loop.sock_accept(listener)
+            if not lives():
+                near.close()
+                break
             try:
                 far = namespaces.run_in(network, socket.socket)  # 0.15 ms
             except OSError:
