@@ -179,7 +179,7 @@ def test_an_agent_out_of_descriptors_recovers(lab: Lab) -> None:
     crowd = lab.start(python(CROWD, "400"), user="alice")
     until(lambda: "there" in crowd.stdout, "a crowd")
     until(lambda: "cannot accept" in agent.stderr, "a full table")
-    assert lab.job(["true"], user="bob").status == 0
+    assert lab.job(["true"], user="bob").status == 0, agent.stderr
     assert agent.stderr.count("cannot accept") < 50
     with contextlib.suppress(ProcessLookupError):  # it may have been cut and gone already
         crowd.signal(9)

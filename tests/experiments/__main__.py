@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.experiments import figures, groups, latency, limits, priority, shares
+from tests.experiments import groups, latency, limits, priority, shares
 from tests.experiments.results import Outcome, table
 from tests.lab.process import LabError
 
@@ -116,6 +116,8 @@ def keep(outcome: Outcome, folder: Path) -> None:
                 rows.writerows(
                     (panel.title, line.label, x, y) for x, y in zip(line.x, line.y, strict=True)
                 )
+    from tests.experiments import figures  # noqa: PLC0415  only who draws needs matplotlib
+
     figures.draw(outcome, folder)
 
 
