@@ -189,12 +189,31 @@ class ClassUsage:
     """By the site's prices when it moved, in millionths of the currency unit."""
 
 
+class Refused(NamedTuple):
+    """Packets to or from a destination class that the plan did not let through."""
+
+    traffic_class: str
+    packets: int
+
+
 @dataclass(frozen=True, slots=True)
 class Drop:
     """What the datapath dropped for one reason (a `DropReason` in lower case, dashes between)."""
 
     reason: str
     count: Count
+    classes: tuple[Refused, ...] = ()
+    """Of `CLASS_DENIED`, which classes; without what hides its class. Very large numbers stop."""
+
+    def since(self, before: Drop) -> Drop:
+        """Return what came after an earlier reading of the same counters."""
+        earlier = dict(before.classes)
+        classes = (
+            Refused(name, packets - earlier.get(name, 0))
+            for name, packets in self.classes
+            if packets != earlier.get(name)
+        )
+        return Drop(self.reason, self.count - before.count, tuple(classes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +252,7 @@ class Usage:
     def since(self, before: Usage) -> Usage:
         """Return what came after an earlier reading of the same counters."""
         classes = {each.traffic_class: each for each in before.classes}
-        drops = {each.reason: each.count for each in before.drops}
+        drops = {each.reason: each for each in before.drops}
         none = ClassUsage("")
         moved = [(each, classes.get(each.traffic_class, none)) for each in self.classes]
         return Usage(
@@ -246,9 +265,9 @@ class Usage:
                 if (now.sent, now.received) != (then.sent, then.received)
             ),
             tuple(
-                Drop(each.reason, each.count - drops.get(each.reason, Count()))
+                each.since(drops.get(each.reason, Drop(each.reason, Count())))
                 for each in self.drops
-                if each.count != drops.get(each.reason)
+                if each != drops.get(each.reason)
             ),
             self.non_ip_sent - before.non_ip_sent,
             self.non_ip_received - before.non_ip_received,

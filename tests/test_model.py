@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lark_agent.model import ClassUsage, Count, Drop, Usage
+from lark_agent.model import ClassUsage, Count, Drop, Refused, Usage
 
 NAMES = ("campus", "jobs", "other")
 counts = st.builds(Count, st.integers(1, 99), st.integers(1, 10**6))
@@ -50,3 +50,10 @@ def test_what_came_after_is_what_was_added(before: Usage, after: Usage) -> None:
     """A cumulative reading, less an earlier one, is exactly what came between."""
     assert plus(before, after).since(before) == after
     assert before.since(Usage()) == before
+
+
+def test_refused_classes_are_told_apart_in_time_too() -> None:
+    """Of each class what came between, and no class of before."""
+    before = Drop("class-denied", Count(5, 500), (Refused("campus", 3), Refused("cloud", 2)))
+    after = Drop("class-denied", Count(9, 900), (*before.classes[:1], Refused("cloud", 6)))
+    assert after.since(before) == Drop("class-denied", Count(4, 400), (Refused("cloud", 4),))

@@ -81,7 +81,14 @@ def job(record: Record) -> dict[str, Any]:
             for c in usage.classes
         ],
         "cost_millionths": record.cost,
-        "drops": [{"reason": d.reason, **count(d.count)} for d in usage.drops],
+        "drops": [
+            {
+                "reason": drop.reason,
+                **count(drop.count),
+                **({"classes": dict(drop.classes)} if drop.classes else {}),
+            }
+            for drop in usage.drops
+        ],
         "non_ip_sent": count(usage.non_ip_sent),
         "non_ip_received": count(usage.non_ip_received),
         "transfer": transfer(record),

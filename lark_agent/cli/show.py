@@ -162,6 +162,9 @@ def _drops(record: Record) -> Iterator[str | Grid]:
         noun = "packet" if packets == 1 else "packets"
         yield f"  {units.visible(drop.reason)}: {packets:,} {noun}, {size}"
         yield f"    {meaning}"
+        if drop.classes:
+            of = (f"{each.traffic_class} {each.packets:,}" for each in drop.classes)
+            yield f"    by class: {units.visible(', '.join(of))}"
         for line in reasons.deciding(drop.reason, record):
             yield f"    {units.visible(line)}"
         if drop.reason == "quota":

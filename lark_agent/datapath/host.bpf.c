@@ -85,7 +85,7 @@ INLINE void add_atomically(struct counter *counter, const struct packet *p)
 	__sync_fetch_and_add(&counter->bytes, p->bytes);
 }
 
-INLINE void drop_atomically(__u32 slot, int reason, const struct packet *p)
+INLINE void drop_atomically(__u32 slot, int reason, __u32 row, const struct packet *p)
 {
 	struct dropped *here = reason < DROPPED_HERE ? find_dropped(&slot) : find_dropped2(&slot);
 	struct counter *counter;
@@ -93,6 +93,8 @@ INLINE void drop_atomically(__u32 slot, int reason, const struct packet *p)
 	if (!here)
 		return;
 	counter = &here->of[reason % DROPPED_HERE];
+	if (reason == CLASS_DENIED)
+		note_refused(slot, row, p->packets); /* how many is a hint, and may lack what came between */
 	if (!counter->packets && reason != NO_PLAN)
 		report(FIRST_DROP, slot, reason);
 	add_atomically(counter, p);
@@ -160,7 +162,8 @@ INLINE int decide(struct __sk_buff *skb, enum direction direction)
 		return ALLOW;
 	}
 	if (verdict >= 0 && verdict < REASONS)
-		drop_atomically(slot, verdict, &p);
+		/* a source route hides the class */
+		drop_atomically(slot, verdict, direction == SENT && p.detour ? NON_IP : row, &p);
 	return DENY;
 }
 

@@ -170,7 +170,7 @@ INLINE int decide(struct __sk_buff *skb, enum direction direction)
 		return TC_ACT_UNSPEC;
 	}
 	if (verdict >= 0 && verdict < REASONS)
-		count_drop(slot, verdict, &p);
+		count_drop(slot, verdict, row, p.packets, p.bytes);
 	return TC_ACT_SHOT;
 }
 

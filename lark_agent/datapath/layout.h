@@ -66,6 +66,9 @@ enum verdict {
 	PASS = REASONS,
 };
 #define DROPPED_HERE 8 /* reasons in a value of `dropped`; the others are in `dropped2` */
+/* after four reasons `dropped2` has the packets of each class (32 bits) that the plan refused */
+#define REFUSED 4
+#define REFUSED_MOST 0xff0000 /* on a CPU: the sum of all fits */
 
 struct counter {
 	__u64 packets;

@@ -7,7 +7,7 @@ slots           hash                  interface index → slot                  
 plan            array                 slot → flags, classes, addresses, MAC, peers agent
 usage           per-CPU array         slot → (16 classes + non-IP) x 2 directions  programs
 dropped         per-CPU array         slot → drop reasons 0 to 7                   programs
-dropped2        per-CPU array         slot → drop reasons 8 to 15                  programs
+dropped2        per-CPU array         slot → drop reasons 8 to 11, refused classes programs
 quota           array                 quota → limit, what to do at its end         agent
 quota_used      array                 quota → bytes, whether it is used up         programs
 events          ring buffer           what the agent is told at once               programs
@@ -24,7 +24,8 @@ service_names   array                 service → name                          
 a number in a counter or a plan without its name means nothing, and both must survive an agent.
 
 Drop reasons are in two maps because a map that layout 1 made must stay the same map: with jobs
-running, programs of both layouts count in it (`lark_agent.datapath.pins`).
+running, programs of both layouts count in it (`lark_agent.datapath.pins`). Of what a plan's classes
+refuse, `dropped2` also has the packets of each class, where the first release had room for reasons.
 
 Sizes are those of the worker: the usage of a slot takes 544 bytes for each possible CPU (64 slots
 on 256 CPUs: 9 MB). VERSION names the layout; change it with any structure here or there, and keep
@@ -47,6 +48,7 @@ from lark_agent.model import (
     Direction,
     Drop,
     DropReason,
+    Refused,
     Usage,
 )
 
@@ -81,6 +83,7 @@ _ROWS = MAX_CLASSES + 1  # the last is for frames that are not IP
 _COUNTERS = struct.Struct(f"={_ROWS * len(Direction) * 2}Q")
 _REASONS_OF_A_MAP = 8
 _DROPS = struct.Struct(f"={_REASONS_OF_A_MAP * 2}Q")
+_MORE_DROPS = struct.Struct(f"={_REASONS_OF_A_MAP}Q{MAX_CLASSES}I")  # half of the room
 KEPT = ("slots", "usage", "dropped", "class_names")
 """Maps that are the same in every layout, and are handed on from one to the next."""
 NAME_SIZE = 32
@@ -117,7 +120,7 @@ def map_specs(slots: int, version: int = VERSION) -> dict[str, MapSpec]:
     }
     if version == VERSION:
         maps |= {
-            "dropped2": MapSpec(MapKind.PERCPU_ARRAY, 4, _DROPS.size, slots),
+            "dropped2": MapSpec(MapKind.PERCPU_ARRAY, 4, _MORE_DROPS.size, slots),
             "quota": MapSpec(MapKind.ARRAY, 4, QUOTA.size, quotas(slots)),
             "quota_used": MapSpec(MapKind.ARRAY, 4, QUOTA_USED.size, quotas(slots)),
             "events": MapSpec(MapKind.RINGBUF, 0, 0, _RING_SIZE),
@@ -161,12 +164,15 @@ class Counters:
     """(packets, bytes) of each direction of each class, then of what is not IP."""
     dropped: tuple[int, ...]
     """(packets, bytes) of each drop reason."""
+    refused: tuple[int, ...]
+    """Packets of each class that the plan refused; a CPU stops at 16.7 million of a class."""
 
     @classmethod
-    def unpack(cls, used: bytes, *dropped: bytes) -> Counters:
+    def unpack(cls, used: bytes, dropped: bytes, dropped2: bytes) -> Counters:
         """Read the sums over all CPUs: of `usage`, `dropped` and `dropped2`."""
-        drops = [count for part in dropped for count in _DROPS.unpack(part)]
-        return cls(_COUNTERS.unpack(used), tuple(drops[: 2 * len(DropReason)]))
+        more = _MORE_DROPS.unpack(dropped2)
+        drops = (*_DROPS.unpack(dropped), *more[:-MAX_CLASSES])
+        return cls(_COUNTERS.unpack(used), drops, more[-MAX_CLASSES:])
 
     def used_by(self, row: int, direction: Direction) -> Count:
         """Return what moved with one class."""
@@ -179,7 +185,12 @@ class Counters:
 
     @property
     def classes_in_use(self) -> frozenset[int]:
-        """The classes with at least one packet."""
+        """The classes with at least one packet, be it refused."""
+        refused = {index for index, packets in enumerate(self.refused) if packets}
+        return self._classes_used | refused
+
+    @property
+    def _classes_used(self) -> frozenset[int]:
         return frozenset(
             index
             for index in range(MAX_CLASSES)
@@ -194,10 +205,19 @@ class Counters:
                 self.used_by(index, Direction.SENT),
                 self.used_by(index, Direction.RECEIVED),
             )
-            for index in sorted(self.classes_in_use)
+            for index in sorted(self._classes_used)
+        )
+        refused = tuple(
+            Refused(class_names[index], packets)
+            for index, packets in enumerate(self.refused)
+            if packets
         )
         drops = (
-            Drop(reason.name.lower().replace("_", "-"), count)
+            Drop(
+                reason.name.lower().replace("_", "-"),
+                count,
+                refused if reason is DropReason.CLASS_DENIED else (),
+            )
             for reason in DropReason
             if (count := self.dropped_for(reason))
         )

@@ -128,18 +128,38 @@ INLINE void report(__u32 kind, __u32 slot, __u32 number)
 	tell(&event);
 }
 
-/* The first drop of a reason is told, once a CPU: a job cannot flood the agent with events. */
-INLINE void count_drop(__u32 slot, int reason, const struct packet *p)
+/* Which class a plan refused, so that a job can be told; NON_IP if nobody knows. */
+INLINE void note_refused(__u32 slot, __u32 row, __u32 packets)
+{
+	struct dropped *there = find_dropped2(&slot);
+	__u32 *refused;
+
+	if (!there || row == NON_IP)
+		return;
+	refused = (__u32 *)&there->of[REFUSED] + row % CLASSES;
+	if (*refused < REFUSED_MOST)
+		*refused += packets;
+}
+
+/*
+ * The first drop of a reason is told, once a CPU: a job cannot flood the agent with events. A function
+ * of its own, because the programs' stack has no room for more.
+ */
+SUBPROGRAM int count_drop(__u32 slot, __u32 reason, __u32 row, __u64 packets, __u64 bytes)
 {
 	struct dropped *here = reason < DROPPED_HERE ? find_dropped(&slot) : find_dropped2(&slot);
 	struct counter *counter;
 
 	if (!here)
-		return;
+		return 0;
 	counter = &here->of[reason % DROPPED_HERE];
+	if (reason == CLASS_DENIED)
+		note_refused(slot, row, packets);
 	if (!counter->packets && reason != NO_PLAN)
 		report(FIRST_DROP, slot, reason);
-	add(counter, p);
+	counter->packets += packets;
+	counter->bytes += bytes;
+	return 0;
 }
 
 #endif

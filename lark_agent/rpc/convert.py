@@ -30,6 +30,7 @@ from lark_agent.model import (
     Job,
     Peers,
     Record,
+    Refused,
     Scheduler,
     Setting,
     Usage,
@@ -115,10 +116,11 @@ def record_from_wire(message: record_pb2.Record) -> Record:
     Raises InvalidRecord if anything in it breaks the limits in this module's docstring.
     """
     # counted before anything is built: a message may hold millions
-    _check_size("usage.classes", message.usage.classes, MAX_CLASSES)
-    _check_size("usage.drops", message.usage.drops, MAX_DROPS)
-    _check_size("transfer.classes", message.transfer.classes, MAX_CLASSES)
-    _check_size("transfer.drops", message.transfer.drops, MAX_DROPS)
+    for name, counted in (("usage", message.usage), ("transfer", message.transfer)):
+        _check_size(f"{name}.classes", counted.classes, MAX_CLASSES)
+        _check_size(f"{name}.drops", counted.drops, MAX_DROPS)
+        for drop in counted.drops:
+            _check_size(f"{name}.drops.classes", drop.classes, MAX_CLASSES)
     _check_size("changes", message.changes, MAX_CHANGES)
     _check_size("plan", message.plan, MAX_SETTINGS)
     reason = message.exit_reason
@@ -181,6 +183,11 @@ def check_record(record: Record) -> None:
     for name, usage in usages.items():
         texts |= {f"{name}.classes[{n}]": c.traffic_class for n, c in enumerate(usage.classes)}
         texts |= {f"{name}.drops[{n}]": d.reason for n, d in enumerate(usage.drops)}
+        texts |= {
+            f"{name}.drops[{n}].classes[{m}]": refused.traffic_class
+            for n, d in enumerate(usage.drops)
+            for m, refused in enumerate(d.classes)
+        }
     for field, text in texts.items():
         check_text(f"{record.attachment_id}: {field}", text)
     numbers = [record.started_ns, record.sequence, record.sampled_ns, record.ended_ns, record.cost]
@@ -343,7 +350,11 @@ def _usage_to_wire(usage: Usage) -> record_pb2.Usage:
             for entry in usage.classes
         ],
         drops=[
-            record_pb2.Drop(reason=drop.reason, count=_count_to_wire(drop.count))
+            record_pb2.Drop(
+                reason=drop.reason,
+                count=_count_to_wire(drop.count),
+                classes=[record_pb2.Refused(**each._asdict()) for each in drop.classes],
+            )
             for drop in usage.drops
         ],
         non_ip_sent=_count_to_wire(usage.non_ip_sent),
@@ -359,7 +370,14 @@ def _usage_from_wire(message: record_pb2.Usage) -> Usage:
             )
             for c in message.classes
         ),
-        drops=tuple(Drop(d.reason, _count_from_wire(d.count)) for d in message.drops),
+        drops=tuple(
+            Drop(
+                d.reason,
+                _count_from_wire(d.count),
+                tuple(Refused(each.traffic_class, each.packets) for each in d.classes),
+            )
+            for d in message.drops
+        ),
         non_ip_sent=_count_from_wire(message.non_ip_sent),
         non_ip_received=_count_from_wire(message.non_ip_received),
     )

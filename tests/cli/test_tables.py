@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from lark_agent.accounting.questions import GroupBy, JobRun
-from lark_agent.cli import reasons, show, units
+from lark_agent.cli import as_json, reasons, show, units
 from lark_agent.cli.tables import Column, Grid
-from lark_agent.model import Change, Count, Drop, DropReason, ExitReason, Setting, Usage
+from lark_agent.model import Change, Count, Drop, DropReason, ExitReason, Refused, Setting, Usage
 from tests.cli.fake import SECOND, START, make_record, samples, sums
 
 if TYPE_CHECKING:
@@ -154,6 +154,23 @@ def test_every_drop_reason_is_explained(reason: DropReason) -> None:
     meaning, remedy = reasons.drop(reason.name.lower().replace("_", "-"))
     assert "unknown" not in meaning
     assert remedy
+
+
+def test_refused_classes_are_named() -> None:
+    """Beside what the plan's setting is: which classes, and how many packets of each."""
+    refused = (Refused("campus", 2), Refused("other", 1_000))
+    drops = (Drop("class-denied", Count(1_002, 60_120), refused),)
+    record = make_record(1, usage=Usage(drops=drops))
+    text = "\n".join(lines(show.job(JobRun(record, ()), show.Frame(80, now_ns=NOW)), 80))
+    assert "by class: campus 2, other 1,000" in text
+    assert as_json.job(record)["drops"] == [
+        {
+            "reason": "class-denied",
+            "packets": 1002,
+            "bytes": 60120,
+            "classes": {"campus": 2, "other": 1000},
+        }
+    ]
 
 
 def test_an_unknown_drop_reason_is_named() -> None:

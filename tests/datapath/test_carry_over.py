@@ -196,9 +196,10 @@ def test_no_packet_falls_between_two_layouts(old_job: Network) -> None:
     datapath.settle()
     counters = datapath.read([SLOT])[SLOT]
     assert counters.used_by(CAMPUS, Direction.SENT) == Count(sent, sent * DATAGRAM)
-    # the worker's own multicast reports come at any time; of the job's packets none was dropped
+    # the kernel's own multicast reports come at any time, also before the plan; that none of the
+    # job's packets was dropped, their number has shown
     dropped = {reason for reason in DropReason if counters.dropped_for(reason)}
-    assert dropped <= {DropReason.MARTIAN}
+    assert dropped <= {DropReason.MARTIAN, DropReason.NO_PLAN}
     datapath.close()
 
 

@@ -165,6 +165,30 @@ def test_removed_class_keeps_its_bytes_and_number(network: Network) -> None:
 
 
 @pytest.mark.root
+def test_what_a_plan_refuses_is_told_by_class(network: Network) -> None:
+    """Packets of each refused class, both ways, under a name that stays while they are told."""
+    datapath = network.datapath
+    far = {"near": [f"{FAR4}/32"], "far": [f"{FAR6}/128"], "free": ["192.0.2.1/32"]}
+    table = datapath.set_classes(far, PEERS, GATEWAYS)
+    datapath.activate(SLOT, replace(PLAN, classes=table.mask({"free", "other"})))
+    with (
+        network.sandbox.socket(socket.AF_INET, socket.SOCK_DGRAM) as four,
+        network.sandbox.socket(socket.AF_INET6, socket.SOCK_DGRAM) as six,
+    ):
+        for number in range(5):
+            four.sendto(b"x", (FAR4, 9))
+            if number < 2:
+                six.sendto(b"x", (FAR6, 9))
+    table = datapath.set_classes({"new": [f"{FAR4}/32"]}, PEERS, GATEWAYS)
+    (drop,) = (d for d in network.counters.usage(table.names).drops if d.reason == "class-denied")
+    assert drop.classes == (("near", 5), ("far", 2))
+    assert drop.count.packets == 7
+    datapath.deactivate(SLOT)
+    datapath.reset(SLOT)
+    assert network.counters.refused == (0,) * MAX_CLASSES
+
+
+@pytest.mark.root
 def test_a_plan_keeps_the_number_it_was_allowed(network: Network) -> None:
     """A job allowed a class that is removed does not get the class that is added next."""
     datapath = network.datapath

@@ -234,6 +234,7 @@ def test_a_denied_class_is_not_reached(world: World) -> None:
     world.maps.activate(SLOT, replace(PLAN, classes=table.mask({"other"})))
     assert world.send(FAR4) == 0
     assert world.dropped(DropReason.CLASS_DENIED) == 10
+    assert world.maps.read([SLOT])[SLOT].refused[table.names.index("denied")] == 10
     assert world.send(FAR6) == 10
 
 

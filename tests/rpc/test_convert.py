@@ -17,6 +17,7 @@ from lark_agent.model import (
     ExitReason,
     Job,
     Record,
+    Refused,
     Scheduler,
     Usage,
     new_attachment_id,
@@ -29,6 +30,7 @@ PRINTABLE = st.characters(codec="utf-8").filter(str.isprintable)
 TEXTS = st.text(PRINTABLE, max_size=12) | st.just("ß" * 256)
 INTEGERS = st.integers(0, MAX_INTEGER)
 COUNTS = st.builds(Count, INTEGERS, INTEGERS)
+REFUSED = st.lists(st.builds(Refused, TEXTS, st.integers(0, 2**32 - 1)), max_size=3).map(tuple)
 USAGES = st.builds(
     Usage,
     st.lists(
@@ -36,7 +38,9 @@ USAGES = st.builds(
         max_size=4,
         unique_by=lambda c: c.traffic_class,
     ).map(tuple),
-    st.lists(st.builds(Drop, TEXTS, COUNTS), max_size=4, unique_by=lambda d: d.reason).map(tuple),
+    st.lists(st.builds(Drop, TEXTS, COUNTS, REFUSED), max_size=4, unique_by=lambda d: d.reason).map(
+        tuple
+    ),
     COUNTS,
     COUNTS,
 )
@@ -152,6 +156,10 @@ def test_as_many_classes_and_reasons_as_allowed_are_taken() -> None:
         (lambda m: m.usage.classes.append(m.usage.classes[0]), "twice"),
         (lambda m: m.usage.classes.extend([m.usage.classes[0]] * 16), "classes: 17"),
         (lambda m: m.usage.drops.extend([record_pb2.Drop()] * 65), "drops: 65"),
+        (
+            lambda m: m.usage.drops.add().classes.extend([record_pb2.Refused()] * 17),
+            "drops.classes: 17",
+        ),
     ],
 )
 def test_a_broken_rule_is_named(spoil: object, says: str) -> None:
