@@ -307,7 +307,9 @@ def test_what_is_in_the_namespace_is_looked_at_before_anything_is_taken(lab: Lab
     assert "has an interface 'eth7' already" in done.stderr
     assert place.stat().st_ino == ready
     # what tunnels' modules put into every new namespace is nobody's doing
+    before = set(records(lab))
     assert impostor(lab, "asks-first:tunl0", "true").result().status == 0
+    final(lab, only_record(lab, before))
     assert agent.terminate() == 0
     assert in_kernel(lab) == set()
 
