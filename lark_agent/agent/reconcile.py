@@ -7,9 +7,9 @@ that, and nothing else: it does no input or output, so that one function serves 
 starts (`lark_agent.agent.recovery`), one that runs (`lark_agent.agent.rounds`) and the admin who
 asks what it would do (`lark-agent gc --dry-run`).
 
-Whose slot it is, if the journal gives one to several: the attachment's that runs, then the
-youngest's. The others are closed with their last durable totals, for what the slot counted last
-is not theirs.
+Whose slot it is, if the journal gives one to several: the attachment's that runs, then that of one
+whose process may still come, then the youngest's. The others are closed with their last durable
+totals, for what the slot counted last is not theirs.
 
 Making all repairs leaves a world in order, whatever their order; tests hold that for generated
 worlds. The attachments that `repairs` does not name are the ones that live on.
@@ -153,9 +153,9 @@ def _lost(known: Known, kernel: Kernel, books: Books) -> Why | None:
     return None if counts else Why.NO_COUNTERS
 
 
-def _claim(known: Known, kernel: Kernel, books: Books) -> tuple[bool, bool, str]:
+def _claim(known: Known, kernel: Kernel, books: Books) -> tuple[bool, bool, bool, str]:
     name = known.attachment_id
-    return name in (books.attended or ()), name in kernel.running, name
+    return name in (books.attended or ()), name in kernel.running, known.waits, name
 
 
 def _has_ended(known: Known, kernel: Kernel, books: Books) -> bool:

@@ -300,7 +300,11 @@ def test_what_is_in_the_namespace_is_looked_at_before_anything_is_taken(lab: Lab
     """A caller whose namespace is not new is refused, and spoils no sandbox that was ready."""
     agent = lab.agent(QUICK.replace("slots = 4", "slots = 1"))
     place = lab.path("/run/netns/lark0")
-    until(lambda: place.exists() and place.stat().st_ino, "a sandbox that is ready")
+    # an empty file first, on which the namespace is mounted
+    until(
+        lambda: place.exists() and place.stat().st_dev != place.parent.stat().st_dev,
+        "a sandbox that is ready",
+    )
     ready = place.stat().st_ino
     done = impostor(lab, "asks-first:eth7", "true").result()
     assert done.status == 125

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lark_agent.agent.reconcile import (
@@ -99,7 +99,12 @@ def test_made_repairs_leave_nothing_to_repair(world: World, order: object) -> No
     assert repairs(*world) == ()
 
 
+ENDED = Known("a1", 0, frozenset({HERE}), counted=False)
+AWAITED = Known("a0", 0, frozenset({HERE}), counted=False, waits=True)
+
+
 @given(worlds())
+@example((Kernel(HERE), Books(frozenset({ENDED, AWAITED}))))
 @settings(max_examples=150, deadline=None)
 def test_nothing_is_done_twice_or_forgotten(world: World) -> None:
     """Each repair is needed: without it, the rest leave something to repair."""
