@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,14 +68,19 @@ def test_chirp_sets_attributes_and_moves_files(chirping: Pool, network: str) -> 
 
 
 def test_with_no_network_there_is_chirp_and_nothing_else(chirping: Pool) -> None:
-    """No server, no name, no other port of the worker's loopback."""
+    """No server, no name, no other port of the worker's loopback, where somebody listens."""
+    lab, other = chirping.lab, "http://127.0.0.1:8022/"
+    server = lab.start(["python3", "-m", "http.server", "8022", "--bind", "127.0.0.1"])
+    lab.run(["curl", "-sSf", "-o", "/dev/null", "--retry", "9", "--retry-connrefused", other])
     job = chirping.submit(
         f"{CHIRP} get_job_attr ClusterId\n"
         f"curl -m 3 -sS http://{CAMPUS.ipv4}/bytes/1 && exit 3\n"
         "getent hosts server.campus.test && exit 4\n"
-        "curl -m 3 -sS http://127.0.0.1:22/ && exit 5\nexit 0",
+        f"curl -m 3 -sS {other} && exit 5\nexit 0",
         my_WantIOProxy="true", my_WantNoNetwork="true",
     )  # fmt: skip
     end = job.ended()
+    server.signal(signal.SIGTERM)
+    server.wait()
     assert end.status == 0, end
     assert end.stdout.strip() == job.number.split(".")[0]

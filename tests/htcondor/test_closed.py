@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.htcondor.jobs import CondorJob
     from tests.lab.process import Process
 
 pytestmark = [pytest.mark.root, pytest.mark.htcondor]
 
 UNTIL_ENOUGH = "until [ -e $SUBMITTED_FROM/enough ]; do sleep 0.2; done"
 TWO_SLOTS = "[pool]\nslots = 2\nready = 2\nwait_seconds = 0.5\n"
+FOUR_SLOTS = TWO_SLOTS.replace("2", "4")
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +69,31 @@ def test_without_an_agent_no_job_runs(worker: Pool) -> None:
     assert worker.host() not in job.networks()
 
 
-def test_an_agent_that_restarts_costs_no_job(worker: Pool) -> None:
-    """Jobs that run go on, jobs that start meanwhile wait or try again: each ends, confined."""
-    with agent(worker):
+def test_without_an_agent_the_wrappers_own_last_word_is_in_the_log(worker: Pool) -> None:
+    """Where no hook speaks before it, the starter finds lark-run's error file and says it."""
+    with reconfigured(worker, "STARTER_JOB_HOOK_KEYWORD =\n"):
+        job = worker.submit(f"{WITNESS} echo done")
+        said = job.await_event(STARTER_ERROR, TERMINATED).text
+        assert "wrapper failed" in said, said
+        assert "no agent at /run/lark/run.sock" in said, said
+        assert job.networks() == []
+        with agent(worker):
+            assert job.ended().stdout == "done\n"
+    assert worker.host() not in job.networks()
+
+
+def test_an_agent_that_restarts_under_a_full_worker_costs_no_job(worker: Pool) -> None:
+    """Jobs that run go on, those that come meanwhile wait or try again: each ends, confined.
+
+    Every sandbox is taken, before the restart and after it.
+    """
+    with agent(worker, FOUR_SLOTS):
         running = [worker.submit(f"{WITNESS}{UNTIL_ENOUGH}") for _ in range(4)]
         worker.await_true(lambda: all(job.networks() for job in running))
     starting = [worker.submit(WITNESS) for _ in range(4)]
-    with agent(worker):
+    with agent(worker, FOUR_SLOTS):
+        worker.await_true(lambda: all("sandbox" in _last_error(job) for job in starting))
+        assert not any(job.networks() for job in starting)
         for job in running:
             job.file("enough").touch()
         assert [job.ended().status for job in (*running, *starting)] == [0] * 8
@@ -230,5 +250,14 @@ def test_a_killed_look_at_the_ad_opens_nothing(worker: Pool) -> None:
     assert not worker.machine.path("/home/alice/beside").exists()
 
 
+def _last_error(job: CondorJob) -> str:
+    return next((e.text for e in reversed(job.events) if e.number == STARTER_ERROR), "")
+
+
 def _named(name: str, worker: Pool) -> list[psutil.Process]:
-    return [p for p in psutil.Process(worker.lab.pid).children(recursive=True) if p.name() == name]
+    found = []
+    for process in psutil.Process(worker.lab.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # others of the pool end all the time
+            if process.name() == name:
+                found.append(process)
+    return found
