@@ -35,7 +35,7 @@ from lark_agent.datapath import host
 from lark_agent.errors import KernelError, LarkError, PolicyRefusal, PrerequisiteError, Unavailable
 from lark_agent.linux import cgroups, process, sockets
 from lark_agent.linux.sockets import Remains
-from lark_agent.model import Connectivity, Family
+from lark_agent.model import Connectivity, Family, alike_but_for_reach
 from lark_agent.policy.vocabulary import UnusableValue, check_unsandboxed
 from lark_agent.sandbox.connectivity import Sandbox
 
@@ -134,8 +134,8 @@ class HostJobs:
 
     def change(self, before: Holding, after: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Check that a changed plan can be held, too."""
-        del before
-        self._check_enforceable(after.plan)
+        if not alike_but_for_reach(before.plan, after.plan):
+            self._check_enforceable(after.plan)
         group = self._group(after.attachment_id)
         if group is not None:
             _check_confined(after.plan, group, cgroups.mount())
