@@ -72,6 +72,8 @@ class Vocabulary:
     """Quotas that lower the rate of a job."""
     code_points: tuple[int, ...] = ()
     """By priority; none where the site does not derive them."""
+    loopbacks: frozenset[str] = frozenset()
+    """Services that listen on the worker's loopback."""
 
     @classmethod
     def of(cls, settings: AgentSettings) -> Vocabulary:
@@ -87,6 +89,7 @@ class Vocabulary:
             rates(settings.uplink.rate or 0),
             frozenset(n for n, q in settings.quotas.items() if q.action is QuotaAction.THROTTLE),
             settings.uplink.priority_dscp,
+            frozenset(name for name, service in settings.services.items() if service.loopback),
         )
 
     def plan(self, profile: str) -> NetworkPlan:
@@ -124,6 +127,11 @@ class Vocabulary:
                     f"the guarantee {rates_text(plan.guarantee)} is more than the rate "
                     f"{rates_text(plan.rate)} ({word})"
                 )
+        if plan.connectivity in LAYER2 and (far := self.loopbacks & (plan.services or frozenset())):
+            raise UnusableValue(
+                f"connectivity {plan.connectivity} has no service '{min(far)}' of the worker's "
+                "loopback; use nat, routed or none, or leave it out"
+            )
         self._check_shapeable(plan)
         return self.bookable(marked(plan, self.code_points, self.queues))
 

@@ -228,6 +228,21 @@ def test_settings_of_a_profile_that_do_not_go_together_are_found(profile: str, s
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("kind", "there"),
+    [('network = "lab"\n', False), ("", True), ('connectivity = "none"\n', True)],
+    ids=["bridge", "nat", "none"],
+)
+def test_a_service_of_the_loopback_is_named_only_where_it_appears(kind: str, there: bool) -> None:
+    """On a network of the site the worker is no neighbour: who names one is told, not ignored."""
+    text = f'default_profile = "p"\n{RESOURCES}[profiles.p]\n{kind}services = ["flex"]\n'
+    if there:
+        assert decide(site(text), ALICE).services == frozenset({"flex"})
+        return
+    with pytest.raises(ConfigurationError, match=r"profiles\.p: .* no service 'flex' of the"):
+        site(text)
+
+
 def test_what_nothing_holds_without_a_sandbox_is_refused_by_the_policy() -> None:
     """`lark policy explain` gives no job of connectivity host what the agent would refuse it."""
     rule = """[[rules]]\nwhen = 'true'\nset = { connectivity = '"host"', rate = '10' }\n"""
