@@ -370,6 +370,11 @@ class NetworkPlan:
     """An admin has cut the job off: nothing passes, whatever else the plan says."""
 
 
+def alike_but_for_reach(before: NetworkPlan, after: NetworkPlan) -> bool:
+    """Tell whether plans differ in what is reached at most, which needs nothing of the worker."""
+    return after == replace(before, cut=after.cut, reach=after.reach, services=after.services)
+
+
 class Setting(NamedTuple):
     """One setting of a plan, as people write it."""
 

@@ -50,7 +50,8 @@ class Changing:
         plan = self._still_there(attachment.plan)
         for setting, value in settings.items():
             plan = self._put(plan, setting, value)
-        plan = _without_loss(plan, self._words().check(plan), settings)
+        if settings.keys() != {CUT}:  # which asks for nothing that could be lacking by now
+            plan = _without_loss(plan, self._words().check(plan), settings)
         now = time.time_ns()
         told = dict.fromkeys(settings)
         if plan.dscp != attachment.plan.dscp:

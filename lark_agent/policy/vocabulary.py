@@ -72,6 +72,8 @@ class Vocabulary:
     """Quotas that lower the rate of a job."""
     code_points: tuple[int, ...] = ()
     """By priority; none where the site does not derive them."""
+    loopbacks: frozenset[str] = frozenset()
+    """Services that listen on the worker's loopback."""
 
     @classmethod
     def of(cls, settings: AgentSettings) -> Vocabulary:
@@ -87,6 +89,7 @@ class Vocabulary:
             rates(settings.uplink.rate or 0),
             frozenset(n for n, q in settings.quotas.items() if q.action is QuotaAction.THROTTLE),
             settings.uplink.priority_dscp,
+            frozenset(name for name, service in settings.services.items() if service.loopback),
         )
 
     def plan(self, profile: str) -> NetworkPlan:
@@ -124,6 +127,11 @@ class Vocabulary:
                     f"the guarantee {rates_text(plan.guarantee)} is more than the rate "
                     f"{rates_text(plan.rate)} ({word})"
                 )
+        if plan.connectivity in LAYER2 and (far := self.loopbacks & (plan.services or frozenset())):
+            raise UnusableValue(
+                f"connectivity {plan.connectivity} has no service '{min(far)}' of the worker's "
+                "loopback; use nat, routed or none, or leave it out"
+            )
         self._check_shapeable(plan)
         return self.bookable(marked(plan, self.code_points, self.queues))
 
@@ -144,10 +152,9 @@ class Vocabulary:
         return plan
 
     def _check_shapeable(self, plan: NetworkPlan) -> None:
-        """Raise UnusableValue if a plan wants rates where packets cannot wait.
-
-        `host`, where nothing else can be held either, tells the job (`lark_agent.sandbox.host`).
-        """
+        """Raise UnusableValue if a plan wants rates where packets cannot wait."""
+        if plan.connectivity is Connectivity.HOST:
+            check_unsandboxed(plan, self.throttles.__contains__)
         if plan.connectivity not in UNSHAPED & LAYER2:
             return
         throttles = sorted(self.throttles.intersection(plan.quotas))
@@ -172,6 +179,30 @@ class Vocabulary:
                 f"connectivity {kind} needs a network; the site has {', '.join(found) or 'none'}"
             )
         return found[0]
+
+
+def check_unsandboxed(plan: NetworkPlan, throttles: Callable[[str], bool]) -> None:
+    """Raise UnusableValue for what nothing enforces on a job without a sandbox.
+
+    `throttles` tells of a quota's name whether it lowers rates.
+    """
+    asked = {
+        "network": plan.network,
+        "peers": plan.peers is not Peers.NONE,
+        "inbound": plan.inbound is not Inbound.ESTABLISHED,
+        "services": plan.services is not None,
+        "rate": plan.rate,
+        "guarantee": plan.guarantee,
+        "queue": plan.queue,
+        "priority": plan.priority != DEFAULT_PRIORITY,
+        "dscp": plan.dscp,
+        "flow_label": plan.flow_label,
+        "quota that throttles": any(map(throttles, plan.quotas)),
+    }
+    if names := ", ".join(name for name, wanted in asked.items() if wanted):
+        raise UnusableValue(
+            f"connectivity host has no {names}; leave that out, or choose another connectivity"
+        )
 
 
 def given(profile: Profile) -> Iterable[tuple[str, object]]:

@@ -35,7 +35,8 @@ from lark_agent.datapath import host
 from lark_agent.errors import KernelError, LarkError, PolicyRefusal, PrerequisiteError, Unavailable
 from lark_agent.linux import cgroups, process, sockets
 from lark_agent.linux.sockets import Remains
-from lark_agent.model import DEFAULT_PRIORITY, Connectivity, Family, Inbound, Peers
+from lark_agent.model import Connectivity, Family, alike_but_for_reach
+from lark_agent.policy.vocabulary import UnusableValue, check_unsandboxed
 from lark_agent.sandbox.connectivity import Sandbox
 
 if TYPE_CHECKING:
@@ -133,8 +134,8 @@ class HostJobs:
 
     def change(self, before: Holding, after: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Check that a changed plan can be held, too."""
-        del before
-        self._check_enforceable(after.plan)
+        if not alike_but_for_reach(before.plan, after.plan):
+            self._check_enforceable(after.plan)
         group = self._group(after.attachment_id)
         if group is not None:
             _check_confined(after.plan, group, cgroups.mount())
@@ -187,25 +188,14 @@ class HostJobs:
         return self._programs
 
     def _check_enforceable(self, plan: NetworkPlan) -> None:
-        """Raise PolicyRefusal for what nothing enforces without a sandbox."""
-        asked = {
-            "network": plan.network,
-            "peers": plan.peers is not Peers.NONE,
-            "inbound": plan.inbound is not Inbound.ESTABLISHED,
-            "services": plan.services is not None,
-            "rate": plan.rate,
-            "guarantee": plan.guarantee,
-            "queue": plan.queue,
-            "priority": plan.priority != DEFAULT_PRIORITY,
-            "dscp": plan.dscp,
-            "flow_label": plan.flow_label,
-            "quota that throttles": any(map(self._throttles, plan.quotas)),
-        }
-        if names := ", ".join(name for name, given in asked.items() if given):
-            raise PolicyRefusal(
-                f"profile {plan.profile}: connectivity host has no {names}; the admin has to leave "
-                "that out, or to choose another connectivity"
-            )
+        """Raise PolicyRefusal for what nothing enforces without a sandbox.
+
+        The policy has asked the same; a job may still have asked for more since.
+        """
+        try:
+            check_unsandboxed(plan, self._throttles)
+        except UnusableValue as error:
+            raise PolicyRefusal(f"profile {plan.profile}: {error}") from error
 
     def _remember(self, name: str, group: Path) -> None:
         self._remembered.mkdir(mode=0o700, exist_ok=True)

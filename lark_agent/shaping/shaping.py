@@ -34,7 +34,7 @@ from lark_agent.datapath.layout import SHAPER
 from lark_agent.errors import KernelError, LarkError, PolicyRefusal
 from lark_agent.linux import sysctl, traffic
 from lark_agent.linux.traffic import EGRESS, INGRESS, MAJOR, Traffic
-from lark_agent.model import UNSHAPED, Connectivity, Direction, Rates
+from lark_agent.model import UNSHAPED, Connectivity, Direction, Rates, alike_but_for_reach
 from lark_agent.quantities import rates
 from lark_agent.shaping.booking import Booking
 from lark_agent.shaping.tree import Share, Tree, leaf_minor
@@ -109,8 +109,9 @@ class Shaping:
 
     def change(self, before: Holding, after: Holding, slot_plan: SlotPlan) -> SlotPlan:
         """Change the job's classes; what waits in a leaf waits on, unless it changes its queue."""
-        self._check(after.plan)
-        self.booking.book(after.attachment_id, after.plan.queue, after.plan.guarantee)
+        if not alike_but_for_reach(before.plan, after.plan):
+            self._check(after.plan)
+            self.booking.book(after.attachment_id, after.plan.queue, after.plan.guarantee)
         try:
             self._reshape(before, after)
         except LarkError:

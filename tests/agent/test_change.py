@@ -113,6 +113,23 @@ def test_a_class_that_is_gone_stands_in_no_ones_way(lab: Lab) -> None:
     assert final(lab, talker.job.job_id).usage.sent == ONCE
 
 
+@pytest.mark.parametrize("uplink", ['[uplink]\nrate = "10 Mbit/s"\n', ""], ids=["less", "none"])
+def test_a_job_of_old_promises_can_be_cut(lab: Lab, uplink: str) -> None:
+    """A cut asks for nothing, so it holds also where what the job was promised is gone."""
+    sure = '[profiles.sure]\nguarantee = "60 Mbit/s"\n[uplink]\nrate = "100 Mbit/s"\n'
+    agent = lab.agent('default_profile = "sure"\n' + QUICK + sure)
+    talker = Talker(lab)
+    job = talker.job.job_id
+    kill(agent)
+    lab.agent(QUICK + uplink)
+    assert told(change(lab, job, "cut=yes")) == [("root", "cut", "yes")]
+    talker.talk()
+    assert change(lab, job, "priority=0").returncode == 6
+    talker.end()
+    record = final(lab, job)
+    assert (record.usage.sent.packets, drops(record)) == (0, {"class-denied": ONCE.packets})
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

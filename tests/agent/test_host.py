@@ -57,7 +57,11 @@ LIMITED = """quotas = ["q"]
 bytes = "150 kB"
 action = "cut-all"
 """
-THROTTLED = LIMITED.replace('"cut-all"', '"throttle"\nthrottle = "1 Mbit/s"')
+THROTTLED = """[quotas.q]
+bytes = "150 kB"
+action = "throttle"
+throttle = "1 Mbit/s"
+"""
 _names = itertools.count(1)
 
 ECHO = """
@@ -372,18 +376,18 @@ def test_survivors_are_cut_off(lab: Lab, around: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    ("setting", "value", "words"),
     [
-        ('rate = "10 Mbit/s"', "connectivity host has no rate"),
-        ('peers = "all"', "connectivity host has no peers"),
-        ('inbound = "none"', "connectivity host has no inbound"),
-        ("dscp = 8", "connectivity host has no dscp"),
-        (THROTTLED, "connectivity host has no quota that throttles"),
+        ("rate", "10", "connectivity host has no rate"),
+        ("peers", '"all"', "connectivity host has no peers"),
+        ("inbound", '"none"', "connectivity host has no inbound"),
+        ("dscp", "8", "connectivity host has no dscp"),
+        ("quotas", '"q"', "connectivity host has no quota that throttles"),
     ],
 )
-def test_what_nothing_enforces_is_refused(lab: Lab, setting: str, words: str) -> None:
+def test_what_nothing_enforces_is_refused(lab: Lab, setting: str, value: str, words: str) -> None:
     """A plan holds as a whole, or the job does not run."""
-    lab.agent(CONFIG + setting + "\n")
+    lab.agent(f"{CONFIG}{THROTTLED}[[rules]]\nwhen = 'true'\nset.{setting} = '{value}'\n")
     done = lab.job(["true"])
     assert done.status == 125
     assert words in done.stderr

@@ -85,11 +85,12 @@ CALLERS = (
 )  # fmt: skip
 
 HOST = (
-    Guard("a plan that nothing enforces", "sandbox/host.py",
-          'if names := ", ".join(name for name, given in asked.items() if given):',
-          'if names := "":',
+    Guard("a plan that nothing enforces", "policy/vocabulary.py",
+          "def check_unsandboxed(plan: NetworkPlan, throttles: Callable[[str], bool]) -> None:\n",
+          "def check_unsandboxed(plan: NetworkPlan, throttles: Callable[[str], bool]) -> None:\n"
+          "    return\n",
           "agent/test_host.py::test_what_nothing_enforces_is_refused"
-          "[dscp = 8-connectivity host has no dscp]"),
+          "[dscp-8-connectivity host has no dscp]"),
     Guard("stepping out of the group", "sandbox/host.py",
           "plan.reach is not None or plan.cut or plan.quotas or plan.ip is not Family.ANY", "False",
           "agent/test_host.py::test_delegated_groups_are_counted_and_hold_nothing"),

@@ -213,6 +213,9 @@ CROSSED = [
     ('guarantee = "11 Gbit/s received"', "is more than [uplink] rate 10 Gbit/s (received)"),
     ('guarantee = "2 Gbit/s sent"\nqueue = "cms"',
      "profiles.p.guarantee: 2 Gbit/s sent is more than the 1 Gbit/s that queue 'cms' has for all"),
+    ('connectivity = "host"\nrate = "1 Mbit/s"', "profiles.p: connectivity host has no rate; "),
+    ('connectivity = "host"\npeers = "owner"\ndscp = 8',
+     "profiles.p: connectivity host has no peers, dscp; leave that out"),
 ]  # fmt: skip
 
 
@@ -223,6 +226,28 @@ def test_settings_of_a_profile_that_do_not_go_together_are_found(profile: str, s
         site(f"{RESOURCES}[profiles.p]\n{profile}\n")
     (line,) = str(caught.value).splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("kind", "there"),
+    [('network = "lab"\n', False), ("", True), ('connectivity = "none"\n', True)],
+    ids=["bridge", "nat", "none"],
+)
+def test_a_service_of_the_loopback_is_named_only_where_it_appears(kind: str, there: bool) -> None:
+    """On a network of the site the worker is no neighbour: who names one is told, not ignored."""
+    text = f'default_profile = "p"\n{RESOURCES}[profiles.p]\n{kind}services = ["flex"]\n'
+    if there:
+        assert decide(site(text), ALICE).services == frozenset({"flex"})
+        return
+    with pytest.raises(ConfigurationError, match=r"profiles\.p: .* no service 'flex' of the"):
+        site(text)
+
+
+def test_what_nothing_holds_without_a_sandbox_is_refused_by_the_policy() -> None:
+    """`lark policy explain` gives no job of connectivity host what the agent would refuse it."""
+    rule = """[[rules]]\nwhen = 'true'\nset = { connectivity = '"host"', rate = '10' }\n"""
+    with pytest.raises(PolicyRefusal, match="connectivity host has no rate; leave that out"):
+        decide(site(f"{RESOURCES}{rule}"), ALICE)
 
 
 @pytest.mark.parametrize(
