@@ -12,6 +12,7 @@ import pytest
 
 from lark_agent.model import Connectivity, Count, ExitReason
 from lark_agent.sandbox import nearby
+from tests.agent import test_inbound as inbound
 from tests.agent.test_isolation import KNOCK, Listener
 from tests.agent.worker import (
     ONCE,
@@ -81,6 +82,14 @@ connectivity = "bridge"
 network = "served"
 """
 ON_LAB = 'default_profile = "lab"\n' + QUICK + NETWORKS
+INBOUND = """
+[[rules]]
+when = 'true'
+set = { inbound = 'TARGET.Want' }
+[[rules]]
+when = 'Want == "ports"'
+set = { ports = '{"tcp/8000", "udp/8000", "tcp/8443"}' }
+"""
 # on the site: swallow datagrams, echo what comes by TCP
 SERVE = """
 import socket, threading
@@ -293,3 +302,27 @@ def test_peers_hold_between_jobs_on_one_network(lab: Lab) -> None:
     listener.end()
     listed = ["bpftool", "-j", "map", "dump", "pinned", "/sys/fs/bpf/lark/v3/remote_jobs"]
     until(lambda: lab.run(listed).stdout.strip() == "[]", "a list without ended jobs")
+
+
+@pytest.mark.parametrize("network", ["lab", "bare"])
+def test_what_may_come_in_holds_on_a_network(lab: Lab, network: str) -> None:
+    """Hosts of the site reach nothing, what is listed, or everything, as the job's plan says."""
+    answers = {
+        "established": set[str](),
+        "ports": inbound.LISTED,
+        "all": inbound.LISTED | inbound.both("udp 8443", "tcp 9000", "udp 9000"),
+    }
+    if network == "bare":
+        lab.run(["ip", "link", "set", "up0", "nomaster"])
+    lab.agent(ON_LAB.replace('"lab"', f'"{network}"', 1) + INBOUND)
+    for want, answered in answers.items():
+        server = inbound.Server(lab, want, 8000, 8443, 9000)
+        targets = [f"{address},{port}" for address in server.own for port in (8000, 8443, 9000)]
+        knocks = [
+            lab.start(["ip", "netns", "exec", "site", *python(inbound.KNOCK, target)])
+            for target in targets
+        ]
+        assert [knock.wait() for knock in knocks] == [0] * len(targets)
+        assert {line for k in knocks for line in k.stdout.splitlines()} == answered, want
+        dropped = drops(server.end()).keys() - {"martian"}
+        assert dropped == (set() if want == "all" else {"inbound-denied"}), want
