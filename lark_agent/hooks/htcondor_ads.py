@@ -35,10 +35,11 @@ STARTER = "condor_starter"
 """Command that runs one job, as root."""
 DIRECTIONS = ("Incoming", "Outgoing")
 METERED = ("NetworkIncoming", "NetworkOutgoing")
+RATE = "AverageBandwidthUsage"
 TRANSFERRED = ("NetworkTransferIncoming", "NetworkTransferOutgoing")
 ACCOUNT = (
-    *METERED, "NetworkIncomingByClass", "NetworkOutgoingByClass", "NetworkCost",
-    "AverageBandwidthUsage", "NetworkRecord", *TRANSFERRED,
+    *METERED, *(f"{name}ByClass" for name in METERED), "NetworkCost", "NetworkRecord", *TRANSFERRED,
+    RATE, *(f"{RATE}{direction}{by}" for direction in DIRECTIONS for by in ("", "ByClass")),
 )  # fmt: skip
 """Names that `job_attributes` gives, and nobody else may."""
 MEGA = 10**6
@@ -141,23 +142,18 @@ def so_far(records: Sequence[Record]) -> Attributes:
     """Return what a job has moved in all its runs, running or not."""
     found = {name: str(count) for name, count in _totals(records).items()}
     for direction, classes in by_class(records).items():
-        inner = "; ".join(f"{name} = {count}" for name, count in sorted(classes.items()))
-        found[f"Network{direction}ByClass"] = f"[ {inner} ]"
+        found[f"Network{direction}ByClass"] = _nested(classes)
     return found
 
 
 def job_attributes(records: Sequence[Record]) -> Attributes:
     """Return what the ad of an ended job says of all its runs; all records must be final."""
-    found = so_far(records)
-    seconds = sum(record.ended_ns - record.started_ns for record in records) / 10**9
-    total = sum(_totals(records).values())
-    rate = total * 8 / MEGA / seconds if seconds > 0 else 0.0
+    found = so_far(records) | _rates(records)
     found["NetworkCost"] = f"{sum(record.cost for record in records) / MEGA:.6f}"
     moved = [record.transfer for record in records if record.transfer is not None]
     if len(moved) == len(records):  # else it would be a part that looks like all
         found["NetworkTransferIncoming"] = str(sum(each.received.bytes for each in moved))
         found["NetworkTransferOutgoing"] = str(sum(each.sent.bytes for each in moved))
-    found["AverageBandwidthUsage"] = f"{rate:.6f}"
     found["NetworkRecord"] = text(",".join(record.attachment_id for record in records))
     return found
 
@@ -166,6 +162,27 @@ def printed(name: str, attributes: Attributes) -> Iterator[str]:
     """Yield the lines by which a cron program publishes one ad."""
     yield from (f"{attribute} = {value}" for attribute, value in attributes.items())
     yield f"- {name}"
+
+
+def _rates(records: Sequence[Record]) -> Attributes:
+    """Return the same in Mbit/s, over the time that the runs lasted."""
+    seconds = sum(record.ended_ns - record.started_ns for record in records) / 10**9
+
+    def rate(count: int) -> str:
+        return f"{count * 8 / MEGA / seconds if seconds > 0 else 0.0:.6f}"
+
+    totals = _totals(records)
+    found = {RATE: rate(sum(totals.values()))}
+    for direction, classes in by_class(records).items():
+        found[f"{RATE}{direction}"] = rate(totals[f"Network{direction}"])
+        rates = {name: rate(count) for name, count in classes.items()}
+        found[f"{RATE}{direction}ByClass"] = _nested(rates)
+    return found
+
+
+def _nested(values: Mapping[str, object]) -> str:
+    """Write an ad within an ad."""
+    return f"[ {'; '.join(f'{name} = {value}' for name, value in sorted(values.items()))} ]"
 
 
 def _totals(records: Iterable[Record]) -> dict[str, int]:

@@ -53,7 +53,7 @@ def worker_file(
     `program` is lark-agent, as HTCondor starts it; `libexec` the starter's, if one was made.
     """
     parts = [
-        *_wrapping(settings.htcondor.programs),
+        *wrapping(settings.htcondor.programs),
         htcondor_libexec.lines(libexec),
         *transferring(settings),
         _reporting(program, arguments),
@@ -70,7 +70,8 @@ def worker_file(
     )
 
 
-def _wrapping(programs: str) -> Iterator[str]:
+def wrapping(programs: str) -> Iterator[str]:
+    """Yield what decides whether and where jobs start."""
     yield f"""
 # Every job starts in its sandbox. Without an agent it does not start at all.
 USER_JOB_WRAPPER = {programs}/lark-run

@@ -85,6 +85,12 @@ def test_the_account_adds_up_all_runs() -> None:
     assert found["NetworkIncomingByClass"] == "[ campus = 3000000 ]"
     assert found["NetworkOutgoingByClass"] == "[ campus = 1000000; other = 4 ]"
     assert found["AverageBandwidthUsage"] == "1.000001"
+    assert found["AverageBandwidthUsageIncoming"] == "0.750000"
+    assert found["AverageBandwidthUsageOutgoing"] == "0.250001"
+    assert found["AverageBandwidthUsageIncomingByClass"] == "[ campus = 0.750000 ]"
+    assert (
+        found["AverageBandwidthUsageOutgoingByClass"] == "[ campus = 0.250000; other = 0.000001 ]"
+    )
     assert found["NetworkCost"] == "1.500000"
     assert found["NetworkRecord"] == '"run-at-100,run-at-200"'
     assert found["NetworkTransferIncoming"] == "14000"

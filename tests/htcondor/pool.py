@@ -28,7 +28,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from lark_agent.hooks.htcondor_config import BESIDE
+from lark_agent.hooks.htcondor_config import BESIDE, wrapping
 from tests.htcondor.jobs import CondorJob, submit_text
 from tests.htcondor.machine import DOMAIN, Machine, home
 from tests.lab.filesystem import USERS
@@ -42,9 +42,8 @@ if TYPE_CHECKING:
 
     from tests.lab.world import Lab
 
-WRAPPER = "/usr/libexec/lark/lark-run"
-HOOK = "/usr/libexec/lark/lark-prepare"
-BEFORE = "/usr/libexec/lark/lark-beside"
+PROGRAMS = "/usr/libexec/lark"
+WRAPPER = f"{PROGRAMS}/lark-run"
 """As the pool's machine sees them."""
 POOL = f"""
 CONDOR_HOST = {WORKER.ipv4}
@@ -76,11 +75,7 @@ WRAPPED = f"""
 USER_JOB_WRAPPER = {WRAPPER}
 {BESIDE}
 """
-LARK = f"""{WRAPPED}
-STARTER_JOB_HOOK_KEYWORD = LARK
-LARK_HOOK_PREPARE_JOB = {HOOK}
-LARK_HOOK_PREPARE_JOB_BEFORE_TRANSFER = {BEFORE}
-"""
+LARK = "\n".join([*wrapping(PROGRAMS), ""])
 """What of `lark-agent htcondor-config` decides whether and where jobs start."""
 TUNED_PORTS = "1024 65535"
 """What the master's tuning script makes of the worker's ephemeral ports."""

@@ -144,15 +144,30 @@ def test_a_hook_that_is_killed_opens_nothing(worker: Pool) -> None:
     assert worker.host() not in job.networks()
 
 
-def test_a_reservation_that_expired_opens_nothing(worker: Pool) -> None:
-    """When the job comes later than its sandbox was kept for, it is planned again, and confined."""
+@contextlib.contextmanager
+def slow_wrapper(worker: Pool) -> Iterator[None]:
+    """Let three seconds pass between the hook and the job."""
     slow = "/usr/local/bin/slow-wrapper"
     worker.machine.path(slow).write_text(f'#!/bin/sh\nsleep 3\nexec {WRAPPER} "$@"\n')
     worker.machine.path(slow).chmod(0o755)
-    with (
-        agent(worker, "[pool]\nreserve_seconds = 1\n"),
-        reconfigured(worker, f"USER_JOB_WRAPPER = {slow}\n"),
-    ):
+    with reconfigured(worker, f"USER_JOB_WRAPPER = {slow}\n"):
+        yield
+
+
+def test_the_hook_reserves_the_sandbox_that_the_job_starts_in(worker: Pool) -> None:
+    """It is there before the job, and the job's record is the one that began with it."""
+    with agent(worker), slow_wrapper(worker):
+        job = worker.submit(WITNESS)
+        worker.await_true(lambda: bool(worker.records(job.number)))
+        (waiting,) = worker.records(job.number)
+        assert job.networks() == []
+        assert job.ended().status == 0
+        assert job.record()["attachment_id"] == waiting["attachment_id"]
+
+
+def test_a_reservation_that_expired_opens_nothing(worker: Pool) -> None:
+    """When the job comes later than its sandbox was kept for, it is planned again, and confined."""
+    with agent(worker, "[pool]\nreserve_seconds = 1\n"), slow_wrapper(worker):
         job = worker.submit(WITNESS)
         assert job.ended().status == 0
         assert job.record()["exit_reason"] == "exited", "the one record is the run's"

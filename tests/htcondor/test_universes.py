@@ -22,6 +22,11 @@ AGENT = """
 interval_seconds = 1
 [classes]
 campus = ["198.51.100.0/24", "2001:db8:2::/48"]
+[profiles.near]
+reach = ["campus"]
+[[rules]]
+when = "StayNear =?= true"
+profile = "near"
 [[rules]]
 when = "JobUniverse == 11"
 set = { peers = '"owner"' }
@@ -81,6 +86,19 @@ def test_without_new_privileges_there_is_a_second_way_in(pool: Pool) -> None:
     record = job.record()
     assert record["received"]["bytes"] > 100_000
     assert record["owner"] == "alice"
+
+
+def test_without_new_privileges_the_plan_holds(pool: Pool) -> None:
+    """A job that may only reach the campus reaches nothing else; one that may does."""
+    ask = "\n".join(
+        f"curl -m 5 -sSf -o got http://server.{place}.test/bytes/1000; echo $?"
+        for place in ("campus", "internet")
+    )
+    near, far = pool.submit(ask, my_StayNear="true"), pool.submit(ask)
+    assert far.ended().stdout.split() == ["0", "0"]
+    campus, internet = near.ended().stdout.split()
+    assert (campus, near.record()["profile"]) == ("0", "near")
+    assert internet in {"7", "28"}
 
 
 def test_without_new_privileges_chirp_works_and_jobs_are_apart(pool: Pool) -> None:

@@ -101,8 +101,16 @@ def test_an_ended_jobs_ad_has_its_account(pool: Pool) -> None:
     assert ad["NetworkOutgoingByClass"] == {"campus": record["sent"]["bytes"]}
     assert ad["NetworkRecord"] == record["attachment_id"]
     seconds = (record["ended_ns"] - record["started_ns"]) / 10**9
-    moved = record["received"]["bytes"] + record["sent"]["bytes"]
-    assert ad["AverageBandwidthUsage"] == pytest.approx(moved * 8 / 10**6 / seconds, rel=1e-3)
+    incoming, outgoing = (
+        pytest.approx(record[way]["bytes"] * 8 / 10**6 / seconds, rel=1e-3)
+        for way in ("received", "sent")
+    )
+    assert ad["AverageBandwidthUsageIncoming"] == incoming
+    assert ad["AverageBandwidthUsageOutgoing"] == outgoing
+    assert ad["AverageBandwidthUsageIncomingByClass"] == {"campus": incoming}
+    assert ad["AverageBandwidthUsageOutgoingByClass"] == {"campus": outgoing}
+    both = ad["AverageBandwidthUsageIncoming"] + ad["AverageBandwidthUsageOutgoing"]
+    assert ad["AverageBandwidthUsage"] == pytest.approx(both, rel=1e-3)
 
 
 def test_neither_job_nor_user_can_write_the_account(pool: Pool) -> None:
@@ -158,6 +166,16 @@ def test_the_machine_says_what_its_network_has(pool: Pool) -> None:
     assert ad["ExternalInterface"] == "uplink0"
     ready = pool.run(["condor_status", "-constraint", "LarkReady", "-af", "Name"]).stdout
     assert "slot1@" in ready
+
+
+def test_the_machine_says_what_its_network_carries(pool: Pool) -> None:
+    """Measured on the uplink, in Mbit/s, while a job downloads at a rate of its own choice."""
+    job = pool.submit("curl -sS -o got --limit-rate 2M http://server.campus.test/bytes/60000000")
+    job.await_event(EXECUTING)
+    pool.await_true(lambda: 10 < machine(pool)["BandwidthUsedIncoming"] < 30)
+    assert 0 < machine(pool)["BandwidthUsedOutgoing"] < 5
+    pool.run(["condor_rm", job.number], user="alice")
+    pool.await_true(lambda: machine(pool)["BandwidthUsedIncoming"] < 1)
 
 
 def test_requested_bandwidth_is_booked_and_enforced(pool: Pool) -> None:

@@ -50,13 +50,23 @@ class Node:
         lab.path("/etc/slurm/cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
 
     def follow(self, page: str) -> None:
-        """Do what the page's blocks say."""
+        """Do what the page's blocks say, every one of them."""
+        assert page.count("\n```") == 2 * len(BLOCK.findall(page)), "a block would be skipped"
         for file, language, text in BLOCK.findall(page):
             if file:
                 self.lab.path(file).write_text(text)
             elif language == "console":
                 for line in text.splitlines():
                     self._type(line)
+            elif language == "toml":
+                self._agree(text)
+            else:
+                raise AssertionError(f"nobody says what to do with\n{text}")
+
+    def _agree(self, example: str) -> None:
+        """Have the agent read an example for its settings, in the place of the page's own rules."""
+        self.lab.path("/etc/lark/example.toml").write_text(example)
+        self.lab.run(["lark-agent", "check", "--config", "/etc/lark/example.toml"])
 
     def _type(self, line: str) -> None:
         prompt, command = line.split(" ", 1)
