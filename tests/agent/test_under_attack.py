@@ -35,6 +35,8 @@ GUARANTEE = 30
 """Mbit/s, of an uplink of 40."""
 LEAST_OF_PLAN, LEAST_OF_HONEST = 0.75, 0.5
 """What a flood must leave of the guarantee, and of what an honest job leaves."""
+LATE = 3
+"""Answers that a busy machine may bring after the end of whom they are for."""
 FLOODS = {
     "packets": set[str](),
     "connections": set[str](),
@@ -100,5 +102,8 @@ def test_floods_leave_a_share_and_its_record_right(lab: Lab, tmp_path: Path) -> 
     # a busy machine's own links lose some of a flood, and of what was sent beside it
     assert 0 <= record.usage.sent.packets - len(sent) <= lab.lost()
     assert record.usage.sent == Count(len(sent), sum(sent)) or lab.lost()
-    assert record.usage.received == Count(len(received), sum(received))
-    assert drops(record) == {}
+    # … and are late: what answers the last of a job that was killed may come after its network's end
+    missing = len(received) - record.usage.received.packets
+    assert 0 <= missing <= lab.lost() + LATE
+    assert missing or record.usage.received == Count(len(received), sum(received))
+    assert drops(record).keys() <= {"no-plan"}
