@@ -128,6 +128,8 @@ def test_nodes_of_a_parallel_job_reach_each_other(pool: Pool) -> None:
         machine_count=2,
         output="out.$(Node)",
         error="err.$(Node)",
+        # else the job is over with its first node, and the other's files may not come
+        **{"+ParallelShutdownPolicy": '"WAIT_FOR_ALL"'},
     )
     job.ended()
     said = [job.file(f"out.{rank}").read_text() for rank in (0, 1)]
