@@ -23,13 +23,14 @@ import structlog
 
 from lark_agent import crash
 from lark_agent.accounting.marks import Mark
-from lark_agent.errors import RemoteError
+from lark_agent.errors import PrerequisiteError, RemoteError
 from lark_agent.rpc.convert import record_to_wire
 from lark_agent.rpc.convert_quotas import claim_to_wire, grant_from_wire
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 
 if TYPE_CHECKING:
     from lark_agent.accounting.journal import Journal
+    from lark_agent.agent.link import Link
     from lark_agent.agent.metering import Metering
     from lark_agent.agent.tasks import OwnThread
 
@@ -57,7 +58,7 @@ class Reporter:
 
     def __init__(
         self,
-        address: str,
+        link: Link,
         worker: str,
         version: str,
         journal: Journal,
@@ -65,7 +66,7 @@ class Reporter:
         changed: asyncio.Event,
         metering: Metering,
     ) -> None:
-        self._address = address
+        self._link = link
         self._hello = report_pb2.Hello(protocol=PROTOCOL, worker=worker, version=version)
         self._journal = journal
         self._in_journal = journal_thread
@@ -84,18 +85,19 @@ class Reporter:
         pause = _FIRST_PAUSE
         while True:
             try:
-                async with grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel:
+                async with self._link.channel(_OPTIONS) as channel:
                     await self._stream(channel)
+                continue  # the certificate was renewed
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
-            except (RemoteError, TimeoutError) as error:
+            except (PrerequisiteError, RemoteError, TimeoutError) as error:
                 why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
             if self._leasing:
                 self._leasing, self._last_leasing = False, time.monotonic()
             if self.state == "connected":
                 pause = _FIRST_PAUSE
             if why != self.state:  # say it once, not at every attempt
-                log.warning("cannot report", collector=self._address, error=why)
+                log.warning("cannot report", collector=self._link.address, error=why)
             self.state = why
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  spreads workers, not a secret
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -110,7 +112,7 @@ class Reporter:
                 f"the collector speaks protocol {answer.welcome.protocol}, this agent {PROTOCOL}; "
                 "install the same release on both"
             )
-        log.info("reporting", collector=self._address, version=answer.welcome.version)
+        log.info("reporting", collector=self._link.address, version=answer.welcome.version)
         self.state = "connected"
         self._leasing = answer.welcome.leases
         store = answer.welcome.store
@@ -119,10 +121,10 @@ class Reporter:
         if again:
             log.warning(
                 "the collector lost what it had acknowledged; sending all again that is kept here",
-                collector=self._address, records=again,
+                collector=self._link.address, records=again,
             )  # fmt: skip
         number = 0
-        while True:
+        while not self._link.renewed.is_set():
             number = await self._lease(call, number)
             self._changed.clear()
             records = await self._in_journal(lambda: self._journal.unacknowledged(_BATCH))
@@ -156,19 +158,20 @@ class Reporter:
         return number
 
     async def _wait_for_news(self, call: _Call) -> None:
-        """Wait until the journal changed, a lease wants more, or the stream ended."""
+        """Wait until the journal changed, a lease wants more, or the stream ends or has to."""
         news = asyncio.ensure_future(self._changed.wait())
         claimed = asyncio.ensure_future(self._metering.claimed.wait())
         end = asyncio.ensure_future(call.code())
+        renewed = asyncio.ensure_future(self._link.renewed.wait())
         try:
-            waiting = [news, end, claimed] if self._leasing else [news, end]
+            waiting = [news, end, renewed, *([claimed] if self._leasing else [])]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if end.done():
                 raise RemoteError(f"the collector ended the stream: {await call.details()}")
             if not claimed.done():
                 await asyncio.wait([claimed, end], timeout=_GATHER_SECONDS)
         finally:
-            for future in (news, end, claimed):
+            for future in (news, end, claimed, renewed):
                 future.cancel()
 
 

@@ -17,9 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from lark_agent.errors import InvalidRequest
+from lark_agent.trust.identity import COLLECTOR
 
-COLLECTOR = "lark-collector"
-"""The DNS name in the collector's certificate."""
 BEHIND = timedelta(hours=1)
 AUTHORITY_DAYS = 3650
 _MEMBER = re.compile(r"spiffe://lark/worker/([A-Za-z0-9][A-Za-z0-9_.-]{0,254})/([1-9][0-9]{0,8})")

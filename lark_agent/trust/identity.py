@@ -16,13 +16,14 @@ from lark_agent.linux.files import write_secret
 if TYPE_CHECKING:
     from pathlib import Path
 
+COLLECTOR = "lark-collector"
+"""The DNS name in the collector's certificate."""
+
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """Key, certificate and whom to trust."""
 
     worker: str
-    enrollment: str
-    """host:port where this worker enrolled."""
     key: str
     """PEM, as the next two."""
     certificate: str

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from lark_agent.collector.admission import Admission
 from lark_agent.collector.answers import Answers
 from lark_agent.collector.directory import Directory
 from lark_agent.collector.ingest import CollectorServicer
@@ -140,7 +141,7 @@ async def collector(
     """
     engine = open_engine(f"sqlite:///{folder}/ledger.sqlite")
     writer, server = Writer(store, Ledger(engine)), grpc.aio.server()
-    servicer = CollectorServicer(writer, Directory(), hello_seconds=hello_seconds)
+    servicer = CollectorServicer(writer, Directory(), Admission(None), hello_seconds=hello_seconds)
     report_pb2_grpc.add_CollectorServicer_to_server(servicer, server)
     address = f"unix:{folder}/reports"
     server.add_insecure_port(address)
