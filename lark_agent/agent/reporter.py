@@ -3,8 +3,9 @@
 The journal is the queue: a batch of unacknowledged records is read from it, sent, and marked when
 the collector says that it is durable there. Records are cumulative and keyed, so a lost
 acknowledgement costs one repetition. A collector that is down, slow or refuses is tried again with
-growing pauses; jobs do not notice and nothing is lost. One that has less than it acknowledged (a
-backup was restored) is sent everything again that the journal still has.
+growing pauses; jobs do not notice and nothing is lost. No wait for it is without an end, so one
+that takes connections and then says or reads nothing is one that is down. One that has less than it
+acknowledged (a backup was restored) is sent everything again that the journal still has.
 
 The same stream carries what this worker claims of shared quotas (`lark_agent.agent.metering`), and
 the grants; a claim goes before the next batch.
@@ -105,7 +106,7 @@ class Reporter:
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         stub: report_pb2_grpc.CollectorAsyncStub = report_pb2_grpc.CollectorStub(channel)
         call = stub.Report()
-        await call.write(report_pb2.WorkerMessage(hello=self._hello))
+        await _write(call, report_pb2.WorkerMessage(hello=self._hello))
         answer = await _read(call)
         if not answer.HasField("welcome") or answer.welcome.protocol != PROTOCOL:
             raise RemoteError(
@@ -133,7 +134,7 @@ class Reporter:
                 continue
             number += 1
             batch = report_pb2.Batch(number=number, records=map(record_to_wire, records))
-            await call.write(report_pb2.WorkerMessage(batch=batch))
+            await _write(call, report_pb2.WorkerMessage(batch=batch))
             crash.here("ack.sent")
             while (answer := await _read(call)).acknowledgement.number < number:
                 pass
@@ -147,7 +148,7 @@ class Reporter:
         while self._leasing and (claims := self._metering.take_claims(_BATCH)):
             number += 1
             message = report_pb2.Claims(number=number, claims=map(claim_to_wire, claims))
-            await call.write(report_pb2.WorkerMessage(claims=message))
+            await _write(call, report_pb2.WorkerMessage(claims=message))
             crash.here("lease.claimed")
             while (answer := await _read(call)).grants.number < number:
                 pass
@@ -173,6 +174,11 @@ class Reporter:
         finally:
             for future in (news, end, claimed, renewed):
                 future.cancel()
+
+
+async def _write(call: _Call, message: report_pb2.WorkerMessage) -> None:
+    """Send, unless the other end does not read what was sent before."""
+    await asyncio.wait_for(call.write(message), _ANSWER_SECONDS)
 
 
 async def _read(call: _Call) -> report_pb2.CollectorMessage:
