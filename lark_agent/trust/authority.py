@@ -54,6 +54,8 @@ class OpenToken(msgspec.Struct, frozen=True, kw_only=True):
     ends: int
     key: str = ""
     """Fingerprint of the key that used it; the same key may ask again, if the answer was lost."""
+    generation: int = 0
+    """That this key was given; only that one is given again."""
 
 
 class Enrolled(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,33 +142,30 @@ class Authority:
         """Sign a new worker's request; raises PolicyRefusal or InvalidRequest."""
         key = certificates.fingerprint(certificates.requested_key(request))
         with self._locked():
-            self._forget_tokens()
-            known = {each.name: each for each in self._read_all("tokens", OpenToken)}
-            ticket = known.get(name)
-            if ticket is None or not hmac.compare_digest(ticket.digest, token.digest(secret)):
-                raise PolicyRefusal(
-                    "the token is not valid: it was used, deleted, or is over; make another with "
-                    "`lark-collector token create`"
-                )
-            again = ticket.key == key
-            if ticket.key and not again:
-                raise PolicyRefusal(
-                    "the token was used already, by another machine; if you do not know which, "
-                    "look at `lark-collector agent list` and revoke it"
-                )
-            if ticket.worker not in {"", worker}:
-                raise PolicyRefusal(f"the token is for worker {ticket.worker}, not for {worker}")
+            ticket = self._ticket(name, secret, worker)
             before = self._enrolled(worker)
-            if before is not None and not (ticket.replace or again):
+            if ticket.key == key and ticket.worker == worker:
+                member = Member(worker, ticket.generation)
+                if refusal := _refusal(member, before):
+                    raise PolicyRefusal(refusal)
+                return self._issue(member, request, enrolled=int(self._now()))
+            if ticket.key:
+                raise PolicyRefusal(
+                    f"the token was used already, by another machine, as {ticket.worker}; if that "
+                    f"was not yours, run `lark-collector agent revoke {ticket.worker}`"
+                )
+            if before is not None and not ticket.replace:
                 raise PolicyRefusal(
                     f"a worker {worker} is enrolled already; if this machine takes its place, make "
                     f"a token with `lark-collector token create --worker {worker} --replace`"
                 )
             # used before anything is given for it
-            used = msgspec.structs.replace(ticket, key=key, worker=worker)
+            member = Member(worker, before.generation + 1 if before else 1)
+            used = msgspec.structs.replace(
+                ticket, key=key, worker=worker, generation=member.generation
+            )
             self._write(f"tokens/{name}.json", msgspec.json.encode(used))
-            generation = (before.generation if before else 0) + (0 if again and before else 1)
-            return self._issue(Member(worker, generation), request, enrolled=int(self._now()))
+            return self._issue(member, request, enrolled=int(self._now()))
 
     def renew(self, member: Member, request: bytes) -> Issued:
         """Sign the next request of an enrolled worker; raises PolicyRefusal or InvalidRequest."""
@@ -199,6 +198,19 @@ class Authority:
         with _errors("look at", self._directory):
             folders = (self._directory, self._directory / "workers")
             return tuple(folder.stat().st_mtime_ns for folder in folders)
+
+    def _ticket(self, name: str, secret: str, worker: str) -> OpenToken:
+        self._forget_tokens()
+        known = {each.name: each for each in self._read_all("tokens", OpenToken)}
+        ticket = known.get(name)
+        if ticket is None or not hmac.compare_digest(ticket.digest, token.digest(secret)):
+            raise PolicyRefusal(
+                "the token is not valid: it is over, was deleted, or is of another collector; make "
+                "another with `lark-collector token create`"
+            )
+        if not ticket.key and ticket.worker not in {"", worker}:
+            raise PolicyRefusal(f"the token is for worker {ticket.worker}, not for {worker}")
+        return ticket
 
     def _issue(self, member: Member, request: bytes, enrolled: int) -> Issued:
         now = int(self._now())

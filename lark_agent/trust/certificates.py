@@ -123,7 +123,11 @@ def requested_key(request: bytes) -> ec.EllipticCurvePublicKey:
         key, signed = asked.public_key(), asked.is_signature_valid
     except (ValueError, TypeError, InvalidSignature) as error:
         raise InvalidRequest(f"this is no certificate signing request: {error}") from error
-    if not signed or not isinstance(key, ec.EllipticCurvePublicKey):
+    if (
+        not signed
+        or not isinstance(key, ec.EllipticCurvePublicKey)
+        or not isinstance(key.curve, ec.SECP256R1)
+    ):
         raise InvalidRequest("a signing request must be signed with its own P-256 key")
     return key
 
