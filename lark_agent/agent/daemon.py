@@ -356,6 +356,7 @@ class Daemon:
                 {
                     "build sandbox": self._pool.build_errors,
                     "transfer not accounted": self._starters.unaccounted,
+                    "report refused": self._reporter.refusals if self._reporter else 0,
                 }
             ),
         )

@@ -17,6 +17,7 @@ import asyncio
 import random
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -24,6 +25,7 @@ import structlog
 
 from lark_agent import crash
 from lark_agent.accounting.marks import Mark
+from lark_agent.agent.attachment import boot_id
 from lark_agent.errors import PrerequisiteError, RemoteError
 from lark_agent.rpc.convert import record_to_wire
 from lark_agent.rpc.convert_quotas import claim_to_wire, grant_from_wire
@@ -51,6 +53,11 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.enable_http_proxy", 0),
 ]
+_REFUSALS = {
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.ALREADY_EXISTS,
+}
 log = structlog.get_logger(__name__)
 
 
@@ -68,7 +75,9 @@ class Reporter:
         metering: Metering,
     ) -> None:
         self._link = link
-        self._hello = report_pb2.Hello(protocol=PROTOCOL, worker=worker, version=version)
+        self._hello = report_pb2.Hello(
+            protocol=PROTOCOL, worker=worker, version=version, machine=_machine()
+        )
         self._journal = journal
         self._in_journal = journal_thread
         self._changed = changed
@@ -76,6 +85,8 @@ class Reporter:
         self._leasing = False
         self._last_leasing = time.monotonic()
         self.state = "connecting"
+        self.refusals = 0
+        """How often the collector did not admit this worker, since the start."""
 
     def can_lease(self) -> bool:
         """Tell whether the collector grants leases, or did a moment ago."""
@@ -91,6 +102,7 @@ class Reporter:
                 continue  # the certificate was renewed
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
+                self.refusals += error.code() in _REFUSALS
             except (PrerequisiteError, RemoteError, TimeoutError) as error:
                 why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
             if self._leasing:
@@ -179,6 +191,12 @@ class Reporter:
 async def _write(call: _Call, message: report_pb2.WorkerMessage) -> None:
     """Send, unless the other end does not read what was sent before."""
     await asyncio.wait_for(call.write(message), _ANSWER_SECONDS)
+
+
+def _machine() -> str:
+    """Return what tells this machine from another of the same name, until it is started anew."""
+    network = Path("/proc/self/ns/net").stat().st_ino  # agents in containers share the boot
+    return f"{boot_id()}/{network}"
 
 
 async def _read(call: _Call) -> report_pb2.CollectorMessage:

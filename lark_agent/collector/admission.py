@@ -6,11 +6,14 @@ the call speaks for, and that nobody revoked it, which is asked again for as lon
 lives: a watch ends the streams of workers that were revoked, were enrolled anew elsewhere, or whose
 certificate is over.
 
-Without TLS (`insecure = true`) everybody is whom they say.
+Without TLS (`insecure = true`) everybody is whom they say. With or without, one machine at a time
+reports under a name: another is refused for as long as the stream of the first lives, be it a
+copied disk or a mistake in agent.toml. The first keeps the name: jobs of it are being counted.
 
 ================== ==================================================================
 UNAUTHENTICATED    the certificate names no worker, or is over: enrol, or renew
 PERMISSION_DENIED  another worker's name, or this worker was revoked or replaced
+ALREADY_EXISTS     another machine reports under this name
 ================== ==================================================================
 """
 
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from lark_agent.trust.authority import Authority
 
 WATCH_SECONDS = 0.5
+_UNSURE_SECONDS = 2.0
 _CERTIFICATE = "x509_pem_cert"
 log = structlog.get_logger()
 
@@ -55,6 +59,8 @@ class Admission:
     def __init__(self, authority: Authority | None) -> None:
         self._authority = authority
         self._streams: set[_Stream] = set()
+        self._reporting: dict[str, list[tuple[str, str]]] = {}
+        """By worker: machine and peer of each stream of reports."""
         self.refused = 0
         """Calls and streams since the start."""
 
@@ -64,9 +70,9 @@ class Admission:
             await self._refuse(
                 context, grpc.StatusCode.UNIMPLEMENTED, "this collector runs without TLS"
             )
-        given = context.auth_context().get(_CERTIFICATE, ())
+        given = b"".join(context.auth_context().get(_CERTIFICATE) or ())
         try:
-            member, ends = member_of(next(iter(given), b""))
+            member, ends = member_of(given)
         except ValueError as error:
             await self._refuse(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
         why = self._judge(member, ends.timestamp())
@@ -100,6 +106,31 @@ class Admission:
         finally:
             self._streams.discard(stream)
 
+    @asynccontextmanager
+    async def name(
+        self, worker: str, machine: str, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[None]:
+        """Let a stream report under a name, unless another machine's does.
+
+        One machine may have several for a moment: its agent was killed, or lost a connection.
+        """
+        streams = self._reporting.setdefault(worker, [])
+        for other, peer in streams:
+            if other != machine:
+                text = (
+                    f"another machine, {peer}, reports as worker {worker}: give one of the two "
+                    "another name (worker in agent.toml)"
+                )
+                await self._refuse(context, grpc.StatusCode.ALREADY_EXISTS, text)
+        stream = machine, context.peer()
+        streams.append(stream)
+        try:
+            yield
+        finally:
+            streams.remove(stream)
+            if not streams:
+                del self._reporting[worker]
+
     async def watch(self) -> None:
         """End streams of workers that may not report any more, until cancelled."""
         stamp: tuple[int, ...] = ()
@@ -110,8 +141,10 @@ class Admission:
             except StoreError as error:
                 log.error("cannot look for revoked workers", error=str(error))
                 continue
+            # two changes within a tick of the kernel's clock have one stamp
+            changed = before != stamp or time.time() - max(stamp) / 1e9 < _UNSURE_SECONDS
             for stream in list(self._streams):
-                if before != stamp or stream.ends <= time.time():
+                if changed or stream.ends <= time.time():
                     stream.why = stream.why or self._judge(stream.member, stream.ends)
                     if stream.why:
                         stream.task.cancel()
@@ -131,6 +164,9 @@ class Admission:
         self, context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, text: str
     ) -> NoReturn:
         self.refused += 1
-        log.warning("refused a worker", peer=context.peer(), code=code.name, reason=text)
+        log.warning(
+            "refused a worker", peer=context.peer(), code=code.name, reason=text,
+            refused=self.refused,
+        )  # fmt: skip
         await context.abort(code, text)
         raise AssertionError("abort always raises")

@@ -176,6 +176,11 @@ class Daemon:
         self.enrollment_port = _listen(server, self._settings.enroll, strangers)
         return server
 
+    @property
+    def refused(self) -> int:
+        """How many calls and streams of workers were not admitted, since the start."""
+        return self._admission.refused
+
     async def watch_workers(self) -> None:
         """End streams of workers that were revoked, until cancelled."""
         await self._admission.watch()

@@ -11,6 +11,9 @@ How a stream ends tells the worker what to do:
 INVALID_ARGUMENT    the worker sent what no collector takes; repeating it will not help
 FAILED_PRECONDITION another protocol version: upgrade one side
 DEADLINE_EXCEEDED   no hello in time
+ALREADY_EXISTS      another machine reports under this name, see `admission` for this and the next
+UNAUTHENTICATED     the certificate names no worker, or is over
+PERMISSION_DENIED   another worker's name, or the worker was revoked or replaced
 RESOURCE_EXHAUSTED  the store is full: nothing was acknowledged, come back later
 UNAVAILABLE         the store cannot be written, or the collector stops: come back later
 =================== ===================================================================
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 
 HELLO_SECONDS = 10.0
 """How long a new stream may wait with its hello."""
+MAX_MACHINE = 100
+"""Characters of a machine's name for itself that count."""
 MAX_BATCH = 2000
 """Records in one batch."""
 
@@ -78,8 +83,12 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[report_pb2.CollectorMessage]:
         """Carry one worker's stream from hello to its end."""
-        worker = await self._hello(request_iterator, context)
-        async with self._admission.stream(worker, context):
+        hello = await self._hello(request_iterator, context)
+        worker = hello.worker
+        async with (
+            self._admission.stream(worker, context),
+            self._admission.name(worker, hello.machine[:MAX_MACHINE], context),
+        ):
             mark = await self._mark(worker, context)
             welcome = report_pb2.Welcome(
                 protocol=PROTOCOL, version=self._version, leases=True,
@@ -134,8 +143,8 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
         self,
         messages: AsyncIterator[report_pb2.WorkerMessage],
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> str:
-        """Return the worker's name from a valid first message."""
+    ) -> report_pb2.Hello:
+        """Return a valid first message."""
         try:
             first = await asyncio.wait_for(anext(messages, None), self._hello_seconds)
         except TimeoutError:
@@ -164,7 +173,7 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"'{hello.worker[:64]}' is not a host name; set worker in agent.toml",
             )
-        return hello.worker
+        return hello
 
     async def _answer(
         self,

@@ -96,9 +96,11 @@ class Worker:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.stream = report_pb2_grpc.CollectorStub(channel).Report(timeout=30)
 
-    async def hello(self, name: str = "w1", protocol: int = 1) -> report_pb2.Welcome:
+    async def hello(
+        self, name: str = "w1", protocol: int = 1, machine: str = ""
+    ) -> report_pb2.Welcome:
         """Say hello; returns the welcome."""
-        hello = report_pb2.Hello(protocol=protocol, worker=name, version="test")
+        hello = report_pb2.Hello(protocol=protocol, worker=name, version="test", machine=machine)
         await self.stream.write(report_pb2.WorkerMessage(hello=hello))
         return (await self._answer()).welcome
 
