@@ -62,7 +62,9 @@ class Link:
     async def keep_fresh(self) -> None:
         """Renew the certificate in time, for ever; a background task."""
         said = ""
-        while not self._insecure:
+        if self._insecure:
+            await asyncio.Event().wait()  # there is none, and a task that ends is started again
+        while True:
             await asyncio.sleep(self._pause())
             try:
                 identity = await asyncio.to_thread(load, self._file)
