@@ -51,6 +51,7 @@ from lark_agent.agent.forwards import Forwards
 from lark_agent.agent.gate import Gate
 from lark_agent.agent.hook import Hook
 from lark_agent.agent.launchers import Launchers
+from lark_agent.agent.link import Link
 from lark_agent.agent.machine import Machine
 from lark_agent.agent.metering import Metering
 from lark_agent.agent.neighbours import Neighbours, PoolFollower
@@ -263,17 +264,18 @@ class Daemon:
         self._attachments.ready = self._metering.ready
         self._tasks.keep("quotas", self._metering.run)
         if settings.collector.address:
+            link = Link(settings.collector, settings.worker_name)
+            self._tasks.keep("certificate", link.keep_fresh)
             self._reporter = Reporter(
-                settings.collector.address, settings.worker_name, VERSION, self._journal,
+                link, settings.worker_name, VERSION, self._journal,
                 self._in_journal, self._attachments.changed, self._metering,
             )  # fmt: skip
             self._metering.reachable = self._reporter.can_lease
             self._tasks.keep("report", self._reporter.run)
             if settings.addresses.pool:
-                pool = PoolFollower(
-                    settings.collector.address, settings.worker_name, self._neighbours,
-                    self._in_kernel,
-                )  # fmt: skip
+                # a channel of its own, and so a link: each is told once of a new certificate
+                own = Link(settings.collector, settings.worker_name)
+                pool = PoolFollower(own, settings.worker_name, self._neighbours, self._in_kernel)
                 self._tasks.keep("follow the pool", pool.run)
 
     def _throttles(self, quota: str) -> bool:
@@ -354,6 +356,7 @@ class Daemon:
                 {
                     "build sandbox": self._pool.build_errors,
                     "transfer not accounted": self._starters.unaccounted,
+                    "report refused": self._reporter.refusals if self._reporter else 0,
                 }
             ),
         )

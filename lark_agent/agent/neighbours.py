@@ -25,6 +25,7 @@ import structlog
 
 from lark_agent.config import AddressMode, pool_of
 from lark_agent.datapath.peers import RemoteJob
+from lark_agent.errors import PrerequisiteError
 from lark_agent.model import LAYER2, Peers
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from ipaddress import IPv4Network, IPv6Network
 
+    from lark_agent.agent.link import Link
     from lark_agent.agent.tasks import OwnThread
     from lark_agent.config import AgentSettings
     from lark_agent.datapath import SlotPlan
@@ -143,13 +145,13 @@ class PoolFollower:
 
     def __init__(
         self,
-        collector: str,
+        link: Link,
         worker: str,
         neighbours: Neighbours,
         in_kernel: OwnThread,
         forget_seconds: float = FORGET_SECONDS,
     ) -> None:
-        self._collector = collector
+        self._link = link
         self._request = report_pb2.FollowJobsRequest(protocol=PROTOCOL, worker=worker)
         self._neighbours = neighbours
         self._in_kernel = in_kernel
@@ -163,13 +165,17 @@ class PoolFollower:
         await self._doubt()
         while True:
             try:
-                async with grpc.aio.insecure_channel(self._collector, options=_OPTIONS) as channel:
+                async with self._link.channel(_OPTIONS) as channel:
                     await self._follow(channel)
                 why = "the collector ended the stream"
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
+            except PrerequisiteError as error:
+                why = str(error)
             if why != self._said:  # say it once, not at every attempt
-                log.warning("cannot follow the pool's jobs", collector=self._collector, error=why)
+                log.warning(
+                    "cannot follow the pool's jobs", collector=self._link.address, error=why
+                )
             self._said = why
             await self._doubt()
             await asyncio.sleep(_PAUSE_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311  spreads workers, not a secret

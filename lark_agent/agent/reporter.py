@@ -3,8 +3,9 @@
 The journal is the queue: a batch of unacknowledged records is read from it, sent, and marked when
 the collector says that it is durable there. Records are cumulative and keyed, so a lost
 acknowledgement costs one repetition. A collector that is down, slow or refuses is tried again with
-growing pauses; jobs do not notice and nothing is lost. One that has less than it acknowledged (a
-backup was restored) is sent everything again that the journal still has.
+growing pauses; jobs do not notice and nothing is lost. No wait for it is without an end, so one
+that takes connections and then says or reads nothing is one that is down. One that has less than it
+acknowledged (a backup was restored) is sent everything again that the journal still has.
 
 The same stream carries what this worker claims of shared quotas (`lark_agent.agent.metering`), and
 the grants; a claim goes before the next batch.
@@ -16,6 +17,7 @@ import asyncio
 import random
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -23,13 +25,15 @@ import structlog
 
 from lark_agent import crash
 from lark_agent.accounting.marks import Mark
-from lark_agent.errors import RemoteError
+from lark_agent.agent.attachment import boot_id
+from lark_agent.errors import PrerequisiteError, RemoteError
 from lark_agent.rpc.convert import record_to_wire
 from lark_agent.rpc.convert_quotas import claim_to_wire, grant_from_wire
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 
 if TYPE_CHECKING:
     from lark_agent.accounting.journal import Journal
+    from lark_agent.agent.link import Link
     from lark_agent.agent.metering import Metering
     from lark_agent.agent.tasks import OwnThread
 
@@ -49,6 +53,11 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.enable_http_proxy", 0),
 ]
+_REFUSALS = {
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.ALREADY_EXISTS,
+}
 log = structlog.get_logger(__name__)
 
 
@@ -57,7 +66,7 @@ class Reporter:
 
     def __init__(
         self,
-        address: str,
+        link: Link,
         worker: str,
         version: str,
         journal: Journal,
@@ -65,8 +74,10 @@ class Reporter:
         changed: asyncio.Event,
         metering: Metering,
     ) -> None:
-        self._address = address
-        self._hello = report_pb2.Hello(protocol=PROTOCOL, worker=worker, version=version)
+        self._link = link
+        self._hello = report_pb2.Hello(
+            protocol=PROTOCOL, worker=worker, version=version, machine=_machine()
+        )
         self._journal = journal
         self._in_journal = journal_thread
         self._changed = changed
@@ -74,6 +85,8 @@ class Reporter:
         self._leasing = False
         self._last_leasing = time.monotonic()
         self.state = "connecting"
+        self.refusals = 0
+        """How often the collector did not admit this worker, since the start."""
 
     def can_lease(self) -> bool:
         """Tell whether the collector grants leases, or did a moment ago."""
@@ -84,18 +97,20 @@ class Reporter:
         pause = _FIRST_PAUSE
         while True:
             try:
-                async with grpc.aio.insecure_channel(self._address, options=_OPTIONS) as channel:
+                async with self._link.channel(_OPTIONS) as channel:
                     await self._stream(channel)
+                continue  # the certificate was renewed
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
-            except (RemoteError, TimeoutError) as error:
+                self.refusals += error.code() in _REFUSALS
+            except (PrerequisiteError, RemoteError, TimeoutError) as error:
                 why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
             if self._leasing:
                 self._leasing, self._last_leasing = False, time.monotonic()
             if self.state == "connected":
                 pause = _FIRST_PAUSE
             if why != self.state:  # say it once, not at every attempt
-                log.warning("cannot report", collector=self._address, error=why)
+                log.warning("cannot report", collector=self._link.address, error=why)
             self.state = why
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  spreads workers, not a secret
             pause = min(pause * 2, _LONGEST_PAUSE)
@@ -103,14 +118,14 @@ class Reporter:
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         stub: report_pb2_grpc.CollectorAsyncStub = report_pb2_grpc.CollectorStub(channel)
         call = stub.Report()
-        await call.write(report_pb2.WorkerMessage(hello=self._hello))
+        await _write(call, report_pb2.WorkerMessage(hello=self._hello))
         answer = await _read(call)
         if not answer.HasField("welcome") or answer.welcome.protocol != PROTOCOL:
             raise RemoteError(
                 f"the collector speaks protocol {answer.welcome.protocol}, this agent {PROTOCOL}; "
                 "install the same release on both"
             )
-        log.info("reporting", collector=self._address, version=answer.welcome.version)
+        log.info("reporting", collector=self._link.address, version=answer.welcome.version)
         self.state = "connected"
         self._leasing = answer.welcome.leases
         store = answer.welcome.store
@@ -119,10 +134,10 @@ class Reporter:
         if again:
             log.warning(
                 "the collector lost what it had acknowledged; sending all again that is kept here",
-                collector=self._address, records=again,
+                collector=self._link.address, records=again,
             )  # fmt: skip
         number = 0
-        while True:
+        while not self._link.renewed.is_set():
             number = await self._lease(call, number)
             self._changed.clear()
             records = await self._in_journal(lambda: self._journal.unacknowledged(_BATCH))
@@ -131,7 +146,7 @@ class Reporter:
                 continue
             number += 1
             batch = report_pb2.Batch(number=number, records=map(record_to_wire, records))
-            await call.write(report_pb2.WorkerMessage(batch=batch))
+            await _write(call, report_pb2.WorkerMessage(batch=batch))
             crash.here("ack.sent")
             while (answer := await _read(call)).acknowledgement.number < number:
                 pass
@@ -145,7 +160,7 @@ class Reporter:
         while self._leasing and (claims := self._metering.take_claims(_BATCH)):
             number += 1
             message = report_pb2.Claims(number=number, claims=map(claim_to_wire, claims))
-            await call.write(report_pb2.WorkerMessage(claims=message))
+            await _write(call, report_pb2.WorkerMessage(claims=message))
             crash.here("lease.claimed")
             while (answer := await _read(call)).grants.number < number:
                 pass
@@ -156,20 +171,32 @@ class Reporter:
         return number
 
     async def _wait_for_news(self, call: _Call) -> None:
-        """Wait until the journal changed, a lease wants more, or the stream ended."""
+        """Wait until the journal changed, a lease wants more, or the stream ends or has to."""
         news = asyncio.ensure_future(self._changed.wait())
         claimed = asyncio.ensure_future(self._metering.claimed.wait())
         end = asyncio.ensure_future(call.code())
+        renewed = asyncio.ensure_future(self._link.renewed.wait())
         try:
-            waiting = [news, end, claimed] if self._leasing else [news, end]
+            waiting = [news, end, renewed, *([claimed] if self._leasing else [])]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if end.done():
                 raise RemoteError(f"the collector ended the stream: {await call.details()}")
             if not claimed.done():
                 await asyncio.wait([claimed, end], timeout=_GATHER_SECONDS)
         finally:
-            for future in (news, end, claimed):
+            for future in (news, end, claimed, renewed):
                 future.cancel()
+
+
+async def _write(call: _Call, message: report_pb2.WorkerMessage) -> None:
+    """Send, unless the other end does not read what was sent before."""
+    await asyncio.wait_for(call.write(message), _ANSWER_SECONDS)
+
+
+def _machine() -> str:
+    """Return what tells this machine from another of the same name, until it is started anew."""
+    network = Path("/proc/self/ns/net").stat().st_ino  # agents in containers share the boot
+    return f"{boot_id()}/{network}"
 
 
 async def _read(call: _Call) -> report_pb2.CollectorMessage:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import click
 
 from lark_agent.cli.lean import load_less
 from lark_agent.config import AGENT_FILE, AgentSettings, load
-from lark_agent.errors import LarkError
+from lark_agent.errors import ConfigurationError, LarkError
 from lark_agent.hooks.install import DIRECTORY
 
 SLURM_FILES = ("plugstack.conf", "gres.conf", "slurm.conf")
+ENROLLMENT_PORT = 9621
+LONGEST_TOKEN = 65_536
 _FILE = click.option(
     "--config",
     "file",
@@ -71,6 +75,35 @@ def check(file: Path | None) -> None:
     settings = load(AgentSettings, file, AGENT_FILE)
     SitePolicy.compile(settings, file)
     click.echo(f"{file or (AGENT_FILE if AGENT_FILE.exists() else 'the embedded default')}: good")
+
+
+@agent.command()
+@_FILE
+@click.option("--token-file", type=click.File("r"), default="-", help="Where the token is; without it, standard input.")  # fmt: skip  # noqa: E501  one option a line
+@click.argument("address", metavar="[HOST:PORT]", required=False)
+def enroll(file: Path | None, token_file: IO[str], address: str | None) -> None:
+    """Get this worker a certificate from its collector, by a token made there.
+
+    Without an address: port 9621 of the host in [collector] address. An agent that runs reports
+    from then on; it renews the certificate by itself.
+
+    \b
+    Example:
+      ssh collector lark-collector token create --worker $(hostname) | lark-agent enroll
+      lark-agent enroll --token-file /root/token collector.example.org:9621
+    """  # noqa: D301  \b keeps click from filling the lines
+    from lark_agent.rpc.enrollment import enroll as ask  # noqa: PLC0415  --help stays fast
+    from lark_agent.trust import token  # noqa: PLC0415  as above
+
+    settings = load(AgentSettings, file, AGENT_FILE)
+    link = settings.collector
+    if not address and not link.address:
+        raise ConfigurationError("no address: say it, or set [collector] address in agent.toml")
+    where = address or f"{link.address.rpartition(':')[0]}:{ENROLLMENT_PORT}"
+    given = token.parse(token_file.read(LONGEST_TOKEN))
+    identity = ask(where, given, settings.worker_name, Path(link.identity))
+    ends = datetime.fromtimestamp(identity.ends, UTC)
+    click.echo(f"{identity.worker} is enrolled until {ends:%Y-%m-%d %H:%M} UTC: {link.identity}")
 
 
 @agent.command("install-wrapper")

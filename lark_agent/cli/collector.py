@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lark_agent.cli import admitting
 from lark_agent.errors import ConfigurationError, LarkError
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 @click.version_option(package_name="lark-agent")
 def collector() -> None:
     """Take the workers' usage reports, keep them, answer questions about them."""
+
+
+for _group in (admitting.token, admitting.agent, admitting.authority):
+    collector.add_command(_group)
 
 
 @collector.command()

@@ -3,7 +3,7 @@
 ::
 
     workers ── TCP settings.listen ──── Collector, health, reflection ── writer thread ─┐
-                                                                                      store
+               TCP settings.enroll ──── Enrollment ── authority's directory           store
     people ─── unix settings.socket ── front door ── Query, health, reflection ─ threads ┘
 
 Start: store, writer, sockets, services, READY=1; whatever fails on the way is one LarkError, and
@@ -11,10 +11,11 @@ what was already started is stopped. Stop (SIGTERM, SIGINT): no new streams, the
 second, the queue is written, the store is closed. Nothing needs that to be orderly, though: what
 was not acknowledged is sent again.
 
-Reports come without encryption or proof of who sends them until the collector has TLS, so a
-listener beyond loopback is warned about; people are answered only where the kernel says who they
-are. Health is SERVING while the store takes writes, which a small write finds out every few
-seconds; the same round feeds systemd's watchdog, so a writer stuck in the kernel is noticed too.
+Reports come by TLS from workers with a certificate of this collector's own authority
+(`lark_agent.trust`); where the site chose `insecure`, a listener beyond loopback is warned about.
+People are answered only where the kernel says who they are. Health is SERVING while the store takes
+writes, which a small write finds out every few seconds; the same round feeds systemd's watchdog, so
+a writer stuck in the kernel is noticed too.
 """
 
 from __future__ import annotations
@@ -32,8 +33,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
+from lark_agent.collector.admission import Admission
 from lark_agent.collector.answers import Answers
 from lark_agent.collector.directory import Directory
+from lark_agent.collector.enrolling import EnrollmentServicer, ListenerCredentials
 from lark_agent.collector.ingest import CollectorServicer
 from lark_agent.collector.ledger import Ledger
 from lark_agent.collector.schema import StoreFullError, open_engine
@@ -44,6 +47,7 @@ from lark_agent.linux import systemd
 from lark_agent.rpc.frontdoor import FrontDoor
 from lark_agent.rpc.lark.v1 import query_pb2, query_pb2_grpc, report_pb2, report_pb2_grpc
 from lark_agent.rpc.queries import QueryServicer
+from lark_agent.trust.authority import DAY, Authority
 
 if TYPE_CHECKING:
     from lark_agent.config import CollectorSettings
@@ -65,6 +69,13 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
+ENROLLMENT_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    # a signing request is about 400 bytes
+    ("grpc.max_receive_message_length", 64 << 10),
+    ("grpc.max_concurrent_streams", 4),
+    ("grpc.max_connection_age_ms", 60_000),
+)
 
 log = structlog.get_logger()
 
@@ -83,6 +94,8 @@ class Daemon:
         self._health = health_aio.HealthServicer()
         self.port = 0
         """Where workers report, once started; of interest if port 0 was asked for."""
+        self.enrollment_port = 0
+        """Where they enrol."""
 
     async def __aenter__(self) -> Self:
         async with contextlib.AsyncExitStack() as stack:
@@ -115,17 +128,28 @@ class Daemon:
              reflection.SERVICE_NAME), people)  # fmt: skip
         _listen(people, door.address)
 
+        authority = self._authority()
+        self._admission = Admission(authority)
         workers = self._server()
-        report_pb2_grpc.add_CollectorServicer_to_server(
-            CollectorServicer(self._writer, Directory(), self._refused.set), workers
+        servicer = CollectorServicer(
+            self._writer, Directory(), self._admission, authority, self._refused.set
         )
+        report_pb2_grpc.add_CollectorServicer_to_server(servicer, workers)
         reflection.enable_server_reflection(
             (REPORTS, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
              reflection.SERVICE_NAME), workers)  # fmt: skip
-        self.port = _listen(workers, self._settings.listen)
-        _warn_if_exposed(self._settings.listen)
+        servers = [people, workers]
+        if authority is None:
+            self.port = _listen(workers, self._settings.listen)
+            _warn_if_exposed(self._settings.listen)
+        else:
+            shown = ListenerCredentials(authority, self._settings.certificate_days * DAY)
+            known = shown.credentials(of_workers=True)
+            self.port = _listen(workers, self._settings.listen, known)
+            if self._settings.enroll:
+                servers.append(self._enrollment(authority, shown))
 
-        for server in (people, workers):
+        for server in servers:
             await server.start()
             stack.push_async_callback(server.stop, STOP_SECONDS)
         await self._health.set(QUERIES, SERVING)
@@ -136,6 +160,30 @@ class Daemon:
         server = grpc.aio.server(options=OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
+
+    def _authority(self) -> Authority | None:
+        """Return who signs, ready to do it; None without TLS."""
+        if self._settings.insecure:
+            return None
+        made = Authority(Path(self._settings.authority), self._settings.certificate_days)
+        made.prepare()
+        return made
+
+    def _enrollment(self, authority: Authority, shown: ListenerCredentials) -> grpc.aio.Server:
+        server = grpc.aio.server(options=ENROLLMENT_OPTIONS)
+        report_pb2_grpc.add_EnrollmentServicer_to_server(EnrollmentServicer(authority), server)
+        strangers = shown.credentials(of_workers=False)
+        self.enrollment_port = _listen(server, self._settings.enroll, strangers)
+        return server
+
+    @property
+    def refused(self) -> int:
+        """How many calls and streams of workers were not admitted, since the start."""
+        return self._admission.refused
+
+    async def watch_workers(self) -> None:
+        """End streams of workers that were revoked, until cancelled."""
+        await self._admission.watch()
 
     async def watch(self) -> None:
         """Keep health and systemd's watchdog up to date until cancelled."""
@@ -156,9 +204,13 @@ class Daemon:
             await self._health.set(service, state)
 
 
-def _listen(server: grpc.aio.Server, address: str) -> int:
+def _listen(
+    server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> int:
     try:
-        return server.add_insecure_port(address)
+        if credentials is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise PrerequisiteError(
             f"cannot listen on {address}: {error}; is another collector running, is the address"
@@ -193,11 +245,13 @@ async def run(settings: CollectorSettings) -> None:
             asyncio.create_task(daemon.watch(), name="health watch"),
             asyncio.create_task(stop.wait(), name="stop signal"),
         }
+        if not settings.insecure:
+            tasks.add(asyncio.create_task(daemon.watch_workers(), name="watch over workers"))
         done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         systemd.notify("STOPPING=1")
         for task in pending:
             task.cancel()
         for task in done:
-            if task.get_name() == "health watch":
-                raise LarkError(f"the health watch ended: {task.exception()!r}")
+            if task.get_name() != "stop signal":
+                raise LarkError(f"the {task.get_name()} ended: {task.exception()!r}")
         log.info("collector stops")

@@ -11,6 +11,9 @@ How a stream ends tells the worker what to do:
 INVALID_ARGUMENT    the worker sent what no collector takes; repeating it will not help
 FAILED_PRECONDITION another protocol version: upgrade one side
 DEADLINE_EXCEEDED   no hello in time
+ALREADY_EXISTS      another machine reports under this name, see `admission` for this and the next
+UNAUTHENTICATED     the certificate names no worker, or is over
+PERMISSION_DENIED   another worker's name, or the worker was revoked or replaced
 RESOURCE_EXHAUSTED  the store is full: nothing was acknowledged, come back later
 UNAVAILABLE         the store cannot be written, or the collector stops: come back later
 =================== ===================================================================
@@ -19,13 +22,14 @@ UNAVAILABLE         the store cannot be written, or the collector stops: come ba
 from __future__ import annotations
 
 import asyncio
-import re
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
 
+from lark_agent.collector import enrolling
+from lark_agent.collector.enrolling import PROTOCOL, WORKER
 from lark_agent.collector.ledger import WorkerClaims
 from lark_agent.collector.schema import StoreFullError
 from lark_agent.errors import StoreError
@@ -37,17 +41,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from lark_agent.accounting.marks import Mark
+    from lark_agent.collector.admission import Admission
     from lark_agent.collector.directory import Directory
     from lark_agent.collector.writer import Writer
     from lark_agent.model import Record
+    from lark_agent.trust.authority import Authority
 
-PROTOCOL = 1
 HELLO_SECONDS = 10.0
 """How long a new stream may wait with its hello."""
+MAX_MACHINE = 100
+"""Characters of a machine's name for itself that count."""
 MAX_BATCH = 2000
 """Records in one batch."""
-WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
-"""A host name."""
 
 log = structlog.get_logger()
 
@@ -59,11 +64,15 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
         self,
         writer: Writer,
         directory: Directory,
+        admission: Admission,
+        authority: Authority | None = None,
         on_failure: Callable[[], None] = lambda: None,
         hello_seconds: float = HELLO_SECONDS,
     ) -> None:
         self._writer = writer
         self._directory = directory
+        self._admission = admission
+        self._authority = authority
         self._on_failure = on_failure
         self._hello_seconds = hello_seconds
         self._version = metadata.version("lark-agent")
@@ -74,20 +83,33 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> AsyncIterator[report_pb2.CollectorMessage]:
         """Carry one worker's stream from hello to its end."""
-        worker = await self._hello(request_iterator, context)
-        mark = await self._mark(worker, context)
-        welcome = report_pb2.Welcome(
-            protocol=PROTOCOL, version=self._version, leases=True,
-            store=mark.store, mark=mark.number,
-        )  # fmt: skip
-        yield report_pb2.CollectorMessage(welcome=welcome)
-        bound = log.bind(worker=worker, peer=context.peer())
-        bound.info("worker reports")
-        try:
-            async for message in request_iterator:
-                yield await self._answer(worker, message, context)
-        finally:
-            bound.info("worker's stream ended")
+        hello = await self._hello(request_iterator, context)
+        worker = hello.worker
+        async with (
+            self._admission.stream(worker, context),
+            self._admission.name(worker, hello.machine[:MAX_MACHINE], context),
+        ):
+            mark = await self._mark(worker, context)
+            welcome = report_pb2.Welcome(
+                protocol=PROTOCOL, version=self._version, leases=True,
+                store=mark.store, mark=mark.number,
+            )  # fmt: skip
+            yield report_pb2.CollectorMessage(welcome=welcome)
+            bound = log.bind(worker=worker, peer=context.peer())
+            bound.info("worker reports")
+            try:
+                async for message in request_iterator:
+                    yield await self._answer(worker, message, context)
+            finally:
+                bound.info("worker's stream ended")
+
+    async def Renew(  # noqa: N802  rpc name
+        self,
+        request: report_pb2.RenewRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> report_pb2.Credentials:
+        """Give the worker that calls its next certificate."""
+        return await enrolling.renew(self._authority, self._admission, request, context)
 
     async def FollowJobs(  # noqa: N802  rpc name
         self,
@@ -101,27 +123,28 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"the worker speaks protocol {request.protocol}, this collector {PROTOCOL}",
             )
-        async for news in self._directory.follow(request.worker):
-            yield report_pb2.JobsAtAddresses(
-                jobs=[
-                    report_pb2.JobAtAddress(
-                        address=address,
-                        worker=record.worker,
-                        owner=record.job.owner,
-                        accounting_group=record.job.accounting_group,
-                        peers=record.peers,
-                    )
-                    for address, record in news.here
-                ],
-                gone=news.gone,
-            )
+        async with self._admission.stream(request.worker, context):
+            async for news in self._directory.follow(request.worker):
+                yield report_pb2.JobsAtAddresses(
+                    jobs=[
+                        report_pb2.JobAtAddress(
+                            address=address,
+                            worker=record.worker,
+                            owner=record.job.owner,
+                            accounting_group=record.job.accounting_group,
+                            peers=record.peers,
+                        )
+                        for address, record in news.here
+                    ],
+                    gone=news.gone,
+                )
 
     async def _hello(
         self,
         messages: AsyncIterator[report_pb2.WorkerMessage],
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> str:
-        """Return the worker's name from a valid first message."""
+    ) -> report_pb2.Hello:
+        """Return a valid first message."""
         try:
             first = await asyncio.wait_for(anext(messages, None), self._hello_seconds)
         except TimeoutError:
@@ -150,7 +173,7 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
                 grpc.StatusCode.INVALID_ARGUMENT,
                 f"'{hello.worker[:64]}' is not a host name; set worker in agent.toml",
             )
-        return hello.worker
+        return hello
 
     async def _answer(
         self,

@@ -188,11 +188,17 @@ class CollectorLink(Section, frozen=True):
 
     address: str = ""
     """host:port of the collector; empty: keep records on this worker only."""
+    identity: str = "/var/lib/lark/identity.json"
+    """This worker's key and certificate; `lark-agent enroll` writes it."""
+    insecure: bool = False
+    """Report without TLS, to whoever answers there; the collector has to say the same."""
 
     def findings(self) -> Iterator[tuple[str, str]]:
         """Check the form of the address."""
         if self.address and not is_endpoint(self.address):
             yield "address", f"'{self.address}' is not host:port or [address]:port"
+        if not self.identity.startswith("/"):
+            yield "identity", f"'{self.identity}' is not an absolute path"
 
 
 class Datapath(Section, frozen=True):

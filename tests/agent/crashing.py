@@ -46,6 +46,7 @@ hold_seconds = 1
 rest_seconds = 0
 [collector]
 address = "127.0.0.1:9620"
+insecure = true
 [classes]
 campus = ["198.51.100.0/24"]
 [profiles.shared]

@@ -43,7 +43,7 @@ def test_an_agent_at_rest(lab: Lab) -> None:
     threads whose timers run at about 1 Hz each and wake others up; they get five times as many.
     """
     lab.collector()
-    agent = lab.agent('[collector]\naddress = "127.0.0.1:9620"\n')
+    agent = lab.agent('[collector]\naddress = "127.0.0.1:9620"\ninsecure = true\n')
     until(lambda: len(links(lab)) == 8, "a full pool")
     assert lab.job(["true"]).status == 0
     until(lambda: "event=final" in agent.stderr, "the job's record")

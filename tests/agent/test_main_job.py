@@ -22,6 +22,7 @@ worker = "wn042"
 shared_accounts = ["bob"]
 [collector]
 address = "127.0.0.1:9620"
+insecure = true
 [accounting]
 interval_seconds = 1
 [pool]

@@ -33,6 +33,7 @@ connectivity = "{kind}"
 peers = "owner"
 [collector]
 address = "198.51.100.10:9620"
+insecure = true
 """
 )
 ROUTED = """

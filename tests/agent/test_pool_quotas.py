@@ -43,6 +43,7 @@ slots = 4
 ready = 2
 [collector]
 address = "{collector}:9620"
+insecure = true
 [profiles.shared]
 quotas = ["q"]
 [quotas.q]

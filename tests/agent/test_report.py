@@ -29,6 +29,7 @@ pytestmark = [
 CONFIG = """
 [collector]
 address = "127.0.0.1:9620"
+insecure = true
 [accounting]
 interval_seconds = 1
 [pool]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from lark_agent.cli.doctor.findings import Check, Level
 from lark_agent.config import (
     Addresses,
     AgentSettings,
+    CollectorLink,
     Nat,
     Network,
     Paths,
@@ -26,6 +28,7 @@ from lark_agent.config import (
 from lark_agent.errors import KernelError, PrerequisiteError
 from lark_agent.model import Connectivity
 from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
+from lark_agent.trust.identity import Identity
 from tests.cli.machine import CHAINS, STATUS, Machine, capability
 
 if TYPE_CHECKING:
@@ -80,6 +83,29 @@ def said(**changes: object) -> Spoil:
         else:
             setattr(status, name, value)
     return answer("status", status)
+
+
+AT = "collector.example.org:9620"
+IDENTITY = "/var/lib/lark/identity.json"
+REPORTS = settings(collector=CollectorLink(address=AT))
+
+
+def enrolled(
+    worker: str = "worker1", begins: float = -10, ends: float = 20, mode: int = 0o600
+) -> Spoil:
+    """Give the worker an identity; times in days from now."""
+
+    def apply(machine: Machine) -> None:
+        now = time.time()
+        identity = Identity(
+            worker=worker, key="", certificate="", authorities="",
+            begins=int(now + begins * 86_400), ends=int(now + ends * 86_400),
+        )  # fmt: skip
+        REPORTS(machine)
+        machine.write(IDENTITY, msgspec.json.encode(identity).decode())
+        (machine.root / IDENTITY.lstrip("/")).chmod(mode)
+
+    return apply
 
 
 def both(*spoils: Spoil) -> Spoil:
@@ -182,6 +208,16 @@ ENTER = "/usr/libexec/lark/lark-enter"
         ("agent", said(errors={"sampler": 1}), "warn", "'sampler' failed 1 times", "journalctl"),
         ("damage", file("/var/lib/lark/journal.sqlite.damaged-20260101T000000Z", ""), "warn", "was damaged", "dmesg"),
         ("collector", said(collector_state="refused"), "warn", "refused; 2 records wait", "lark-collector running"),
+        ("collector", said(collector_state="ALREADY_EXISTS: another machine"), "warn", "another machine", "another name"),
+        ("collector", said(collector_state="PERMISSION_DENIED: revoked"), "warn", "revoked", "--replace"),
+        ("collector", said(collector_state="UNAUTHENTICATED: over"), "warn", "over", "enrolled again"),
+        ("certificate", REPORTS, "fail", "not enrolled", "token create --worker worker1`"),
+        ("certificate", enrolled(worker="w2"), "fail", "is of worker w2, and this one is worker1", "worker1 --replace"),
+        ("certificate", enrolled(mode=0o640), "fail", "others than root may read", "chmod 600"),
+        ("certificate", enrolled(begins=-40, ends=-10), "fail", "ended 10.0 days ago", "worker1 --replace"),
+        ("certificate", enrolled(begins=-25, ends=5), "warn", "ends in 5.0 days and could not be renewed since 5.0", "journalctl"),
+        ("certificate", both(REPORTS, file(IDENTITY, "{")), "fail", "damaged", "token create"),
+        ("certificate", settings(collector=CollectorLink(address=AT, insecure=True)), "warn", "in the clear", "insecure = true out"),
         ("collector", said(unacknowledged=20_000), "warn", "20000 records wait", "disk"),
     ],
 )  # fmt: skip
@@ -222,6 +258,9 @@ def test_each_fault_is_found_with_its_remedy(
         ("networks", settings(), "none configured"),
         ("802.1Q", both(settings(), broken("try_vlan", KernelError("making it", "no"))), "no network needs 802.1Q"),
         ("collector", said(collector=""), "none configured"),
+        ("certificate", settings(), "none is needed"),
+        ("certificate", enrolled(), "of worker worker1; ends in 20.0 days"),
+        ("certificate", enrolled(begins=-20.5, ends=9.5), "renews itself"),
         ("agent", said(attached=5, reserved=2), "5 of 64 slots in use (2 reserved for jobs"),
         ("addresses", settings(pool=Pool(slots=4)), "is free"),
         ("addresses", settings(addresses=Addresses(routed4="198.18.7.0/24")), "198.18.7.0/24 is free; the site's router has to"),

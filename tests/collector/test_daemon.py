@@ -52,6 +52,7 @@ def settings_in(folder: Path) -> CollectorSettings:
         listen=f"unix:{folder}/reports",
         socket=f"{folder}/q",
         store=f"sqlite:///{folder}/s/u.sqlite",
+        insecure=True,
     )
 
 
@@ -271,9 +272,11 @@ def test_a_second_collector_is_refused_and_the_first_goes_on(folder: Path) -> No
 
 def start(folder: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
     """Run the command in a network of its own, where its port is free."""
+    file = folder / "collector.toml"
+    file.write_text("insecure = true\n")
     words = [
-        COMMAND, "run", "--listen", "127.0.0.1:9620", "--socket", f"{folder}/q",
-        "--store", f"sqlite:///{folder}/u.sqlite", *options,
+        COMMAND, "run", "--config", str(file), "--listen", "127.0.0.1:9620",
+        "--socket", f"{folder}/q", "--store", f"sqlite:///{folder}/u.sqlite", *options,
     ]  # fmt: skip
     return subprocess.Popen(
         ["unshare", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", *words],

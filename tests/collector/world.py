@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from lark_agent.collector.admission import Admission
 from lark_agent.collector.answers import Answers
 from lark_agent.collector.directory import Directory
 from lark_agent.collector.ingest import CollectorServicer
@@ -95,9 +96,11 @@ class Worker:
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.stream = report_pb2_grpc.CollectorStub(channel).Report(timeout=30)
 
-    async def hello(self, name: str = "w1", protocol: int = 1) -> report_pb2.Welcome:
+    async def hello(
+        self, name: str = "w1", protocol: int = 1, machine: str = ""
+    ) -> report_pb2.Welcome:
         """Say hello; returns the welcome."""
-        hello = report_pb2.Hello(protocol=protocol, worker=name, version="test")
+        hello = report_pb2.Hello(protocol=protocol, worker=name, version="test", machine=machine)
         await self.stream.write(report_pb2.WorkerMessage(hello=hello))
         return (await self._answer()).welcome
 
@@ -140,7 +143,7 @@ async def collector(
     """
     engine = open_engine(f"sqlite:///{folder}/ledger.sqlite")
     writer, server = Writer(store, Ledger(engine)), grpc.aio.server()
-    servicer = CollectorServicer(writer, Directory(), hello_seconds=hello_seconds)
+    servicer = CollectorServicer(writer, Directory(), Admission(None), hello_seconds=hello_seconds)
     report_pb2_grpc.add_CollectorServicer_to_server(servicer, server)
     address = f"unix:{folder}/reports"
     server.add_insecure_port(address)

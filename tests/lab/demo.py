@@ -143,8 +143,11 @@ def main() -> int:
 def show(lab: Lab, *, keep: bool) -> int:
     """Start everything, run the jobs, compare."""
     say("a laboratory: worker, campus server, internet server, a router between them")
-    lab.collector()
+    lab.collector(insecure=False)
     say("lark-collector is ready")
+    token = lab.run(["lark-collector", "token", "create"]).stdout
+    lab.run(["lark-agent", "enroll", "127.0.0.1:9621"], stdin=token)
+    say("the worker is enrolled: what it reports goes by TLS")
     agent = lab.agent(AGENT)
     say("lark-agent is ready, on the worker")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

@@ -191,9 +191,12 @@ class Lab:
         """Start `lark-agent run` on a worker with a configuration text (empty: none at all)."""
         return self.service([*self._daemon("lark-agent", config)], host=host, env=env)
 
-    def collector(self, config: str = "", *, host: str = "worker") -> Process:
-        """Start `lark-collector run` with a configuration text (empty: none at all)."""
-        return self.service([*self._daemon("lark-collector", config)], host=host)
+    def collector(
+        self, config: str = "", *, host: str = "worker", insecure: bool = True
+    ) -> Process:
+        """Start `lark-collector run` with a configuration text; with TLS only if told so."""
+        text = f"insecure = true\n{config}" if insecure else config
+        return self.service([*self._daemon("lark-collector", text)], host=host)
 
     def start_job(
         self,

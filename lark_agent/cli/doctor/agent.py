@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 RUN_SOCKET = "/run/lark/run.sock"
 """Where lark-run asks, whatever the configuration says."""
 START = "systemctl start lark-agent; its log: journalctl -u lark-agent"
+REMEDIES = {
+    "ALREADY_EXISTS": "give one of the two machines another name: worker in agent.toml",
+    "PERMISSION_DENIED": "`lark-collector agent list` shows who may report; to enrol this worker "
+    "anew, make a token with --replace",
+    "UNAUTHENTICATED": "see the check of the certificate; a worker whose certificate is over has "
+    "to be enrolled again, with a token made with --replace",
+}
+"""By the word with which the collector refused."""
 MANY_WAITING = 10_000
 """Records; a worker that starts a job a second makes as many in three hours."""
 
@@ -113,7 +121,10 @@ def collector(probe: Probe) -> Iterator[Finding]:
     elif said.collector_state != "connected":
         yield warn(
             f"{said.collector}: {said.collector_state}; {waiting}, none is lost",
-            "is lark-collector running, and does [collector] address lead to it?",
+            REMEDIES.get(
+                said.collector_state.partition(":")[0],
+                "is lark-collector running, and does [collector] address lead to it?",
+            ),
         )
     elif said.unacknowledged > MANY_WAITING:
         yield warn(

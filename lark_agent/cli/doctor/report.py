@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from lark_agent.cli.doctor import agent, beside, install, kernel, network, networks
+from lark_agent.cli.doctor import agent, beside, enrollment, install, kernel, network, networks
 from lark_agent.cli.doctor.findings import Check, Level, unchecked
 from lark_agent.cli.units import visible
 from lark_agent.errors import LarkError
@@ -48,6 +48,7 @@ CHECKS = (
     Check("one agent", agent.one_agent),
     Check("run socket", agent.run_socket),
     Check("agent", agent.status),
+    Check("certificate", enrollment.certificate, needs_root=True),
     Check("collector", agent.collector),
 )
 
