@@ -1,4 +1,4 @@
-"""Checks of the enrolment: has this worker an identity, is it its own, secret, good for long?"""
+"""Checks of the enrolment: this worker has an identity, its own, a secret, good for long."""
 
 from __future__ import annotations
 
