@@ -212,7 +212,7 @@ def test_another_workers_name_and_records_are_refused(pool: Pool) -> None:
             assert "of worker w1, which cannot speak for w2" in (refused.details() or "")
             stub: report_pb2_grpc.CollectorAsyncStub = report_pb2_grpc.CollectorStub(channel)
             call = stub.FollowJobs(report_pb2.FollowJobsRequest(protocol=1, worker="w2"))
-            assert await call.code() is CODES.PERMISSION_DENIED
+            assert await asyncio.wait_for(call.code(), 20) is CODES.PERMISSION_DENIED
             assert daemon.refused == 2
             worker = Worker(channel)
             await worker.hello("w1")

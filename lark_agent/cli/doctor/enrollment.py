@@ -1,4 +1,4 @@
-"""Checks of the enrolment: this worker has an identity, its own, a secret, good for long."""
+"""Checks of this worker's enrolment: that it has an identity, its own, secret, good for long."""
 
 from __future__ import annotations
 
