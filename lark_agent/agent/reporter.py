@@ -189,8 +189,11 @@ class Reporter:
 
 
 async def _write(call: _Call, message: report_pb2.WorkerMessage) -> None:
-    """Send, unless the other end does not read what was sent before."""
-    await asyncio.wait_for(call.write(message), _ANSWER_SECONDS)
+    """Send, unless the other end does not read what was sent before, or has gone."""
+    try:
+        await asyncio.wait_for(call.write(message), _ANSWER_SECONDS)
+    except asyncio.InvalidStateError:  # it ended the stream since the last answer
+        raise RemoteError(f"the collector ended the stream: {await call.details()}") from None
 
 
 def _machine() -> str:

@@ -19,6 +19,7 @@ from lark_agent.agent.link import Link
 from lark_agent.agent.reporter import Reporter
 from lark_agent.agent.tasks import OwnThread
 from lark_agent.config.worker import CollectorLink
+from lark_agent.errors import RemoteError
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 from tests.accounting.test_journal import HERE, PLAN, START, record
 
@@ -103,3 +104,29 @@ def test_no_collector_holds_the_reporter_for_ever(
     asyncio.run(report())
     assert journal.count_unacknowledged() == MANY
     journal.close()
+
+
+def test_a_stream_that_ended_between_two_messages_is_one_that_ended() -> None:
+    """What gRPC calls an invalid state is the collector's end, with its words."""
+
+    class Leaving(Silent):
+        async def Report(  # noqa: N802  rpc name
+            self, request_iterator: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[report_pb2.CollectorMessage]:
+            yield report_pb2.CollectorMessage()
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "it stops")
+
+    async def write() -> None:
+        server = grpc.aio.server()
+        servicer = Leaving(welcomes=True)  # type: ignore[abstract]  # one rpc is asked for
+        report_pb2_grpc.add_CollectorServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = report_pb2_grpc.CollectorStub(channel).Report()
+            await call.code()
+            with pytest.raises(RemoteError, match="ended the stream: it stops"):
+                await reporter._write(call, report_pb2.WorkerMessage())
+        await server.stop(None)
+
+    asyncio.run(write())

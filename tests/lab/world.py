@@ -145,6 +145,11 @@ class Lab:
         self._processes.append(process)
         return process
 
+    def dismiss(self, process: Process) -> None:
+        """Give back what a process that has ended still costs, for who starts thousands."""
+        self._processes.remove(process)
+        process.close()
+
     def run(
         self,
         command: Sequence[str],
@@ -161,8 +166,7 @@ class Lab:
         process = self.start(command, host=host, user=user, env=env, cwd=cwd, stdin=stdin)
         status = process.wait(timeout)
         done = subprocess.CompletedProcess(list(command), status, process.stdout, process.stderr)
-        self._processes.remove(process)
-        process.close()
+        self.dismiss(process)
         if check and status != 0:
             raise LabError(
                 f"{user}@{host}: {list(command)} ended with {status}\n{done.stdout}{done.stderr}"
