@@ -11,8 +11,9 @@ SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h lark_agent/schedulers/*.py)
 PYTEST_WORKERS ?= 2
 SUITE ?= trixie
+MINUTES ?= 10
 
-.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points bench experiments lint format clean
+.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points soak bench experiments lint format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +57,9 @@ mutants: build ## Remove each guard against hostile jobs, and see its test fail
 
 crash-points: build ## Kill the agent at every named point (CI: at every sixth)
 	CRASH_POINTS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/agent/test_crash_points.py
+
+soak: build ## Run jobs against kills, loss and full disks for MINUTES; books must equal the wire
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: build ## Measure what the wrapper adds to a job's start
 	$(BIN)/python -m tests.bench.start

@@ -26,7 +26,7 @@ import structlog
 from lark_agent import crash
 from lark_agent.accounting.marks import Mark
 from lark_agent.agent.attachment import boot_id
-from lark_agent.errors import PrerequisiteError, RemoteError
+from lark_agent.errors import PrerequisiteError, RemoteError, StoreError
 from lark_agent.rpc.convert import record_to_wire
 from lark_agent.rpc.convert_quotas import claim_to_wire, grant_from_wire
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
@@ -103,7 +103,7 @@ class Reporter:
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
                 self.refusals += error.code() in _REFUSALS
-            except (PrerequisiteError, RemoteError, TimeoutError) as error:
+            except (PrerequisiteError, RemoteError, StoreError, TimeoutError) as error:
                 why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
             if self._leasing:
                 self._leasing, self._last_leasing = False, time.monotonic()

@@ -19,7 +19,7 @@ from lark_agent.agent.link import Link
 from lark_agent.agent.reporter import Reporter
 from lark_agent.agent.tasks import OwnThread
 from lark_agent.config.worker import CollectorLink
-from lark_agent.errors import RemoteError
+from lark_agent.errors import RemoteError, StoreError
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 from tests.accounting.test_journal import HERE, PLAN, START, record
 
@@ -103,6 +103,38 @@ def test_no_collector_holds_the_reporter_for_ever(
 
     asyncio.run(report())
     assert journal.count_unacknowledged() == MANY
+    journal.close()
+
+
+def test_a_journal_on_a_full_disk_is_a_reason_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the collector acknowledged cannot be noted: it is said, and tried again."""
+
+    def full(_journal: Journal, _mark: object) -> int:
+        raise StoreError("cannot note the collector's mark: disk is full")
+
+    monkeypatch.setattr(Journal, "resume", full)
+    journal = Journal(tmp_path / "journal.sqlite")
+
+    async def report() -> None:
+        async with AsyncExitStack() as stack:
+            port = await listen(stack, "reads nothing")
+            link = Link(CollectorLink(address=f"127.0.0.1:{port}", insecure=True), "worker1")
+            thread = OwnThread("journal")
+            stack.callback(thread.close)
+            made = Reporter(
+                link, "worker1", "0", journal, thread, asyncio.Event(),
+                NoClaims(),  # type: ignore[arg-type]  # all that it asks of who meters
+            )  # fmt: skip
+            task = asyncio.create_task(made.run())
+            async with asyncio.timeout(40):
+                while "disk is full" not in made.state:  # noqa: ASYNC110  it is no event
+                    await asyncio.sleep(0.01)
+            assert not task.done()
+            task.cancel()
+
+    asyncio.run(report())
     journal.close()
 
 
