@@ -181,7 +181,7 @@ def test_what_is_no_member_gets_nothing(lab: Lab) -> None:
 
 @pytest.mark.parametrize("insecure", [True, False])
 def test_a_second_machine_cannot_report_under_a_name(*, insecure: bool) -> None:
-    """Without TLS, and with a copy of the key: it is told and counted, the first is not disturbed."""
+    """Without TLS, or with a copy of the key: it is told and counted; the first reports on."""
     plain = "insecure = true\n" if insecure else ""
     with Lab(second=True) as lab:
         pool = Pool(lab, plain)
