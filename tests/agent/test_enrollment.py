@@ -14,7 +14,7 @@ import pytest
 
 from lark_agent.trust import token as tokens
 from tests.agent.worker import QUICK, kill, until
-from tests.lab.topology import CAMPUS
+from tests.lab.topology import CAMPUS, WORKER2
 from tests.lab.world import Lab
 
 if TYPE_CHECKING:
@@ -177,6 +177,28 @@ def test_what_is_no_member_gets_nothing(lab: Lab) -> None:
     until(lambda: "cannot report" in stranger.stderr, "a refusal of the stranger")
     assert "UNAVAILABLE" in stranger.stderr
     assert pool.records() == []
+
+
+@pytest.mark.parametrize("insecure", [True, False])
+def test_a_second_machine_cannot_report_under_a_name(*, insecure: bool) -> None:
+    """Without TLS, or with a copy of the key: it is told and counted; the first reports on."""
+    plain = "insecure = true\n" if insecure else ""
+    with Lab(second=True) as lab:
+        pool = Pool(lab, plain)
+        if not insecure:
+            assert pool.enroll(pool.token()).status == 0
+            copy = json.dumps(pool.identity())
+            lab.run(["mkdir", "-p", "/var/lib/lark"], host=WORKER2.name)
+            lab.run(["tee", IDENTITY], host=WORKER2.name, stdin=copy)
+        first = lab.agent(AGENT + plain)
+        until(lambda: "event=reporting" in first.stderr, "the first machine's stream")
+        second = lab.agent(AGENT + plain, host=WORKER2.name)
+        until(lambda: "ALREADY_EXISTS" in second.stderr, "a refusal")
+        assert "another machine" in second.stderr
+        said = lab.run(["lark", "doctor"], host=WORKER2.name, check=False).stdout
+        assert "report refused" in said
+        assert "code=ALREADY_EXISTS" in pool.process.stderr
+        pool.reported()
 
 
 # argv: address, identity, a worker's name to claim

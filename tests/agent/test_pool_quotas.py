@@ -34,8 +34,11 @@ for _ in range(int(sys.argv[2])):
 """
 
 
-def worker(collector: str, quota: str = "", limit: int = LIMIT, per: str = "owner") -> str:
-    return f"""default_profile = "shared"
+def worker(
+    collector: str, quota: str = "", limit: int = LIMIT, per: str = "owner", name: str = "worker"
+) -> str:
+    return f"""worker = "{name}"
+default_profile = "shared"
 [accounting]
 interval_seconds = 1
 [pool]
@@ -82,7 +85,7 @@ def test_two_workers_share_one_pool() -> None:
     with Lab(second=True) as lab:
         lab.collector('listen = "0.0.0.0:9620"', host="campus")
         for host in ("worker", WORKER2.name):
-            lab.agent(worker(CAMPUS.ipv4), host=host)
+            lab.agent(worker(CAMPUS.ipv4, name=host), host=host)
         jobs = [
             lab.start_job(python(PACED, CAMPUS.ipv4, "400"), host=host)
             for host in ("worker", WORKER2.name)
@@ -102,7 +105,7 @@ def test_each_group_has_a_pool_of_its_own() -> None:
     with Lab(second=True) as lab:
         lab.collector('listen = "0.0.0.0:9620"', host="campus")
         for host in ("worker", WORKER2.name):
-            lab.agent(worker(CAMPUS.ipv4, per="group"), host=host)
+            lab.agent(worker(CAMPUS.ipv4, per="group", name=host), host=host)
         # 10 packets a turn: the one offers twice the quota, the other less than its first leases
         turns = {"cms": LIMIT // PACKET // 10, "atlas": LIMIT // PACKET // 120}
         jobs = [
