@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lark_agent.config import Quota
     from lark_agent.model import Job
 
-PERIOD = re.compile(r"\d{4}-\d{2}(-\d{2})?")
+PERIOD = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01]))?")
 SECOND_NS = 10**9
 
 

@@ -213,10 +213,13 @@ def check_record(record: Record) -> None:
 
 
 def _check_address(record: Record, field: str, kind: type[IPv4Address | IPv6Address]) -> None:
-    """Take an address only in the one way of writing it: people search for it as text."""
+    """Take an address only in the one way of writing it: people search for it as text.
+
+    A zone (RFC 4007: `fe80::1%eth0`) is none of it, and Python takes any text for one.
+    """
     text = getattr(record, field)
     try:
-        known = not text or str(kind(text)) == text
+        known = not text or ("%" not in text and str(kind(text)) == text)
     except ValueError:
         known = False
     if not known:

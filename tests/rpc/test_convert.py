@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lark_agent.accounting.questions import GroupBy, JobFilter, JobRun, Sample, Total, Totals
+from lark_agent.accounting.quotas import PERIOD
 from lark_agent.model import (
     ClassUsage,
     Connectivity,
@@ -229,3 +230,26 @@ def test_totals_survive_the_wire_and_are_capped() -> None:
     assert convert.totals_from_wire(convert.totals_to_wire(totals)) == totals
     absurd = replace(totals, rows=(replace(row, received=Count(3, 2**70)),))
     assert convert.totals_from_wire(convert.totals_to_wire(absurd)) == totals
+
+
+@pytest.mark.parametrize("zone", ["eth0", "\x1b[2J", "x" * 300])
+def test_an_address_has_no_zone(zone: str) -> None:
+    """What follows a per cent sign is any text to Python, and would be stored as the address."""
+    message = wire()
+    message.ipv6 = "fe80::1"
+    assert convert.record_from_wire(message).ipv6 == "fe80::1"
+    message.ipv6 += f"%{zone}"
+    with pytest.raises(InvalidRecord, match="ipv6"):
+        convert.record_from_wire(message)
+
+
+@pytest.mark.parametrize(
+    ("period", "known"),
+    [
+        ("2026-11", True), ("2026-11-22", True), ("2026-99", False), ("2026-11-32", False),
+        ("\u0662\u0660\u0662\u0666-01", False),
+    ],
+)  # fmt: skip
+def test_a_period_is_a_month_or_a_day(period: str, *, known: bool) -> None:
+    """Digits of another script, or a month that no calendar has, open no pool of their own."""
+    assert bool(PERIOD.fullmatch(period)) is known
