@@ -210,6 +210,28 @@ def gc(file: Path | None, *, dry_run: bool, as_json: bool) -> None:
     garbage.show(load(AgentSettings, file, AGENT_FILE), as_json=as_json)
 
 
+@agent.command("debug-bundle")
+@_FILE
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), help="Where to write it; without it, a name with host and time, here.")  # fmt: skip  # noqa: E501  one option a line
+@click.option("--with-records", is_flag=True, help="Put the journal's records in as well: jobs, owners, addresses.")  # fmt: skip  # noqa: E501  one option a line
+def debug_bundle(file: Path | None, output: Path | None, *, with_records: bool) -> None:
+    """Collect what somebody who helps needs to see of this worker, without secrets, as root.
+
+    Versions, settings in force, doctor's findings, the agent's state, links, firewall, queues, the
+    journal's size, the last lines of the log. It works without an agent, too.
+
+    \b
+    Example:
+      lark-agent debug-bundle --output /root/lark-debug.tar.gz
+    """  # noqa: D301  \b keeps click from filling the lines
+    from lark_agent.cli import bundle  # noqa: PLC0415  --help stays fast
+    from lark_agent.cli.doctor import system  # noqa: PLC0415  as above
+
+    target = output or bundle.default_name()
+    size = bundle.write(system.probe(file, None), target, with_records=with_records)
+    click.echo(f"{target}: {size:,} bytes; read it before you give it away")
+
+
 def main() -> None:
     """Entry point: errors become one line each and the error's exit status."""
     try:
