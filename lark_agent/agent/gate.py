@@ -317,7 +317,7 @@ class Gate:
                 if namespace < 0:
                     return None
                 stack.callback(os.close, namespace)
-            sandbox = await self._take(connection, Kind.of(plan, launcher), member)
+            sandbox = await self._take(connection, Kind.of(plan, launcher), member, job.uid)
             if sandbox is None:
                 return None
             try:
@@ -335,10 +335,12 @@ class Gate:
         await self._forwards.follow(attachment)
         return attachment
 
-    async def _take(self, connection: socket.socket, kind: Kind, member: Member) -> Sandbox | None:
+    async def _take(
+        self, connection: socket.socket, kind: Kind, member: Member, user: int
+    ) -> Sandbox | None:
         """Take a sandbox from the pool; None if the caller went away meanwhile."""
         sandbox = self._pool.take_ready(kind) or await conversation.unless_hung_up(
-            connection, self._pool.take(kind, self._settings.pool.wait_seconds)
+            connection, self._pool.take(kind, self._settings.pool.wait_seconds, user)
         )
         if sandbox is not None and not process.alive(member.pidfd):
             self._pool.put_back(sandbox)

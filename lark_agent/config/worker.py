@@ -59,7 +59,8 @@ class Pool(Section, frozen=True):
     per_user: int = 16
     """Most jobs with a sandbox that one user has outside the batch system; at least 1."""
     wait_seconds: float = 30.0
-    """How long a job waits for a sandbox when all slots are taken; then it is refused. 0 to 240."""
+    """How long a job waits for a sandbox when all slots are taken; then it is refused. Users who
+    wait take turns. 0 to 240."""
     reserve_seconds: float = 120.0
     """How long a sandbox waits for the job that the batch system announced. 1 to 3600."""
     hold_seconds: float = 3600.0

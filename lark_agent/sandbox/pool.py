@@ -28,6 +28,7 @@ import structlog
 
 from lark_agent.errors import LarkError, Unavailable
 from lark_agent.sandbox.connectivity import Sandbox
+from lark_agent.sandbox.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -67,9 +68,7 @@ class Pool:
         self._slots = slots
         self._free: deque[tuple[int, float]] = deque((slot, float("-inf")) for slot in free)
         self._ready: dict[Kind, deque[Sandbox]] = {kind: deque() for kind in drivers}
-        self._waiting: dict[Kind, deque[asyncio.Future[Sandbox]]] = {
-            kind: deque() for kind in drivers
-        }
+        self._waiting = {kind: Turns() for kind in drivers}
         self._condemned: list[Sandbox] = []
         self._building: dict[Kind, tuple[InThread[object], Sandbox | None]] = {}
         self._condemnation = asyncio.Event()
@@ -133,16 +132,15 @@ class Pool:
             self.condemn(sandbox)
         return None
 
-    async def take(self, kind: Kind, timeout: float) -> Sandbox:  # noqa: ASYNC109  the message names it
-        """Return a sandbox, waiting up to `timeout` seconds in the order of the callers.
+    async def take(self, kind: Kind, timeout: float, user: int = 0) -> Sandbox:  # noqa: ASYNC109  the message names it
+        """Return a sandbox, waiting up to `timeout` seconds for the user's turn.
 
         Raises Unavailable if none becomes free, or can be made.
         """
         ready = self.take_ready(kind)
         if ready is not None:
             return ready
-        wanted: asyncio.Future[Sandbox] = asyncio.get_running_loop().create_future()
-        self._waiting[kind].append(wanted)
+        wanted = self._waiting[kind].join(user)
         try:
             await asyncio.wait([wanted], timeout=timeout)
         except asyncio.CancelledError:
@@ -152,7 +150,7 @@ class Pool:
         finally:
             if not wanted.done():
                 wanted.cancel()
-                self._waiting[kind].remove(wanted)
+                self._waiting[kind].leave(user, wanted)
         if wanted.cancelled():
             last = self._last_errors.get(kind, "")
             why = f"; the last attempt to build one failed: {last}" if last else ""
@@ -281,9 +279,7 @@ class Pool:
         return True
 
     def _deliver(self, sandbox: Sandbox) -> None:
-        queue = self._waiting[sandbox.kind]
-        while queue:
-            wanted = queue.popleft()
+        while (wanted := self._waiting[sandbox.kind].next()) is not None:
             if not wanted.done():
                 wanted.set_result(sandbox)
                 return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from tests.agent.worker import Talker, final, records, sandboxes, until
@@ -16,7 +17,38 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes namespaces"),
 ]
+MOST_MEMORY = 60 << 20
+"""Bytes that a thousand who wait may have cost, at their most; Python keeps what it once had."""
 ONE_SLOT = "[pool]\nslots = 1\nready = 1\nwait_seconds = {wait}\n[nat]\nrest_seconds = 0\n"
+
+
+JOBS, OF_ALICE, SLOTS = 1000, 900, 64
+
+
+def test_a_thousand_at_once(lab: Lab) -> None:
+    """All run; users take turns; what the agent needs for it is bounded, and given back."""
+    config = f"[pool]\nslots = {SLOTS}\nwait_seconds = 240\n[nat]\nrest_seconds = 0\n"
+    agent = lab.agent(config)
+    assert lab.job(["true"]).status == 0
+    process = psutil.Process(agent.pid)
+    before, memory = process.num_fds(), process.memory_info().rss
+    started = lab.path("/run/lab/home/order")
+    started.touch()
+    started.chmod(0o666)
+    jobs = lab.start_jobs(
+        ["sh", "-c", "id -un >> /run/lab/home/order; sleep 0.05"],
+        ["alice"] * OF_ALICE + ["bob"] * (JOBS - OF_ALICE),
+    )
+    assert [job.result(240).status for job in jobs] == [0] * JOBS
+    order = started.read_text().split()
+    assert len(order) == JOBS
+    last = JOBS - order[::-1].index("bob")
+    assert last < JOBS / 2, "bob's, who came last, waited for nearly all of alice's"
+    final(lab, jobs[-1].job_id)
+    until(lambda: all(record.final for record in records(lab).values()), "the last records")
+    assert len(records(lab)) == JOBS + 1
+    until(lambda: process.num_fds() <= before + 8, "descriptors to be given back")
+    assert process.memory_info().rss - memory < MOST_MEMORY
 
 
 def test_jobs_wait_in_order(lab: Lab) -> None:

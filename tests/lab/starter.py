@@ -36,8 +36,21 @@ CHIRP_CONFIG = ".chirp.config"
 
 
 def main() -> None:
-    """Run one job."""
-    orders: dict[str, Any] = json.load(sys.stdin)
+    """Run the job of the orders, or each job of a list at once, by a process of its own."""
+    orders: dict[str, Any] | list[dict[str, Any]] = json.load(sys.stdin)
+    if isinstance(orders, dict):
+        run(orders)
+        return
+    for each in orders:
+        if os.fork() == 0:
+            run(each)
+            os._exit(0)
+    for _ in orders:
+        os.wait()
+
+
+def run(orders: dict[str, Any]) -> None:
+    """Run one job and write its report."""
     scratch = prepare_scratch(orders)
     if orders["hook"]:
         announce(orders, scratch)

@@ -174,6 +174,32 @@ def test_those_who_wait_are_served_in_order() -> None:
     play(world, scene)
 
 
+def test_users_who_wait_take_turns() -> None:
+    """One who came with a hundred jobs delays another's by one each, and is served as well."""
+    world = World(slots=1, ready=1)
+
+    async def scene() -> None:
+        held = await world.pool.take(NAT, 5)
+        order: list[int] = []
+
+        async def want(user: int) -> None:
+            sandbox = await world.pool.take(NAT, 10_000, user)
+            order.append(user)
+            world.pool.condemn(sandbox)
+
+        waiting: list[Awaitable[None]] = []
+        for user in (*[1001] * 100, *[1002] * 3, 1003):
+            waiting.append(asyncio.ensure_future(want(user)))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.1)
+        world.pool.condemn(held)
+        await asyncio.gather(*waiting)
+        assert order[:8] == [1001, 1002, 1003, 1001, 1002, 1001, 1002, 1001]
+        assert order.count(1001) == 100
+
+    play(world, scene)
+
+
 def test_giving_up_leaves_the_place_in_the_queue_and_loses_no_sandbox() -> None:
     """A caller that hangs up while it waits neither blocks the next nor swallows a sandbox."""
     world = World(slots=1, ready=1)
