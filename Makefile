@@ -13,7 +13,7 @@ PYTEST_WORKERS ?= 2
 SUITE ?= trixie
 MINUTES ?= 10
 
-.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points soak bench experiments lint format clean
+.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points soak bench experiments deb lint format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -70,6 +70,15 @@ $(VENV)/.experiments: $(VENV)/.built
 
 experiments: build $(VENV)/.experiments ## Repeat LARK's experiments: data and figures in build/experiments
 	$(BIN)/python -m tests.experiments
+
+DEB_PACKAGES := debhelper dpkg-dev fakeroot clang libbpf-dev libc6-dev musl-tools gcc make python3-venv
+
+deb: ## Build the Debian packages lark-agent, lark-collector and lark-client, into build/deb
+	@$(MAKE) --no-print-directory system PACKAGES="$(DEB_PACKAGES)"
+	rm -rf build/deb && mkdir -p build/deb/source
+	git ls-files -z | xargs -0 cp --parents -t build/deb/source
+	cd build/deb/source && dpkg-buildpackage --build=binary --no-sign >../build.log 2>&1 || { tail -30 ../build.log; exit 1; }
+	rm -r build/deb/source && ls build/deb/*.deb
 
 lint: build ## Style, types, layers
 	$(BIN)/ruff check .
