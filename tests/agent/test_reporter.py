@@ -145,8 +145,8 @@ def test_a_stream_that_ended_between_two_messages_is_one_that_ended() -> None:
         async def Report(  # noqa: N802  rpc name
             self, request_iterator: AsyncIterator[Any], context: grpc.aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[report_pb2.CollectorMessage]:
-            yield report_pb2.CollectorMessage()
             await context.abort(grpc.StatusCode.UNAVAILABLE, "it stops")
+            yield report_pb2.CollectorMessage()
 
     async def write() -> None:
         server = grpc.aio.server()
@@ -156,9 +156,10 @@ def test_a_stream_that_ended_between_two_messages_is_one_that_ended() -> None:
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = report_pb2_grpc.CollectorStub(channel).Report()
-            await call.code()
-            with pytest.raises(RemoteError, match="ended the stream: it stops"):
-                await reporter._write(call, report_pb2.WorkerMessage())
+            async with asyncio.timeout(30):
+                await call.code()
+                with pytest.raises(RemoteError, match="ended the stream: it stops"):
+                    await reporter._write(call, report_pb2.WorkerMessage())
         await server.stop(None)
 
     asyncio.run(write())
