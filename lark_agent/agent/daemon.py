@@ -43,6 +43,7 @@ from lark_agent.accounting.quotas import periods_of
 from lark_agent.accounting.salvage import open_journal
 from lark_agent.agent.attachment import boot_id
 from lark_agent.agent.attachments import Attachments
+from lark_agent.agent.attributing import finder
 from lark_agent.agent.changing import Changing
 from lark_agent.agent.drain import InSandbox
 from lark_agent.agent.enforcing import Enforcing
@@ -68,6 +69,7 @@ from lark_agent.agent.tasks import OwnThread, Tasks
 from lark_agent.config import AGENT_FILE, AgentSettings, QuotaAction, load
 from lark_agent.errors import ConfigurationError, LarkError, PrerequisiteError
 from lark_agent.linux import memory, systemd
+from lark_agent.linux.log import attribute
 from lark_agent.model import Connectivity
 from lark_agent.policy.site import SitePolicy
 from lark_agent.quantities import size
@@ -225,6 +227,7 @@ class Daemon:
             self._in_journal, self._in_kernel, self._tasks, settings.pool, self._place_of,
             self._shaping.waiting, time.time_ns, self._host_jobs.join,
         )  # fmt: skip
+        attribute(finder(lambda: self._attachments.living))
         self._attachments.prices = Prices.of(settings.prices)
         self._launchers = Launchers(self._enforcing, self._in_kernel, self._tasks)
         self._forwards = Forwards(self._attachments, self._in_kernel)

@@ -5,6 +5,10 @@ systemd, standard error is the journal's: JOURNAL_STREAM names its device and in
 then starts with `<N>`, the syslog priority that journald takes off again (sd-daemon(3)), and has
 no time, since the journal keeps its own. Elsewhere a line starts with the UTC time.
 
+A line that knows a slot, a sandbox or a job, but not the attachment, gets it from who was told by
+`attribute` to find it: so what a driver deep in the kernel's affairs complains about can be found
+by the attachment's id.
+
 Values may come from jobs and peers. Whatever is not printable is escaped, so that nobody forges a
 second line or a terminal's control sequence.
 """
@@ -19,6 +23,8 @@ from typing import TYPE_CHECKING
 import structlog
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from structlog.typing import EventDict, Processor, WrappedLogger
 
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -32,6 +38,7 @@ def setup(*, verbose: bool = False) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.format_exc_info,
+        _attributed,
         _printable,
     ]
     if not journal:
@@ -57,6 +64,24 @@ def setup(*, verbose: bool = False) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+_FINDERS: list[Callable[[Mapping[str, object]], str]] = []
+
+
+def attribute(find: Callable[[Mapping[str, object]], str]) -> None:
+    """Have `find` name the attachment that an event's pairs concern; "" if there is none.
+
+    It is called by whichever thread writes the line.
+    """
+    _FINDERS[:] = [find]
+
+
+def _attributed(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    for find in _FINDERS:
+        if "attachment" not in event and (found := find(event)):
+            event["attachment"] = found
+    return event
 
 
 class _Line:
