@@ -16,7 +16,15 @@ import re
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, TypeVar
 
-from lark_agent.accounting.questions import GroupBy, JobFilter, JobRun, Sample, Total, Totals
+from lark_agent.accounting.questions import (
+    HOUR_NS,
+    GroupBy,
+    JobFilter,
+    JobRun,
+    Sample,
+    Total,
+    Totals,
+)
 from lark_agent.errors import LarkError
 from lark_agent.model import (
     MAX_CHANGES,
@@ -46,6 +54,8 @@ MAX_TEXT = 256
 MAX_DROPS = 64
 MAX_SETTINGS = 32
 MAX_INTEGER = 2**63 - 1
+LAST_TIME_NS = MAX_INTEGER // HOUR_NS * HOUR_NS
+"""In a question: the last whole hour that a database can count to, in 2262."""
 """What a signed 64-bit SQL column holds."""
 MAX_WIRE = 2**64 - 1
 
@@ -256,8 +266,8 @@ def filter_from_wire(message: query_pb2.Filter) -> JobFilter:
         check_text(f"filter.{field}", getattr(message, field))
     if message.state not in STATES:
         raise InvalidRecord(f"filter.state: {message.state} is not a state")
-    if max(message.since_ns, message.until_ns) > MAX_INTEGER:
-        raise InvalidRecord(f"filter: a time is above {MAX_INTEGER} ns, which is the year 2262")
+    if max(message.since_ns, message.until_ns) > LAST_TIME_NS:
+        raise InvalidRecord(f"filter: a time is above {LAST_TIME_NS} ns, which is the year 2262")
     if message.until_ns and message.since_ns >= message.until_ns:
         raise InvalidRecord("filter: since_ns is not before until_ns")
     return JobFilter(

@@ -36,6 +36,7 @@ VALUES: dict[int, tuple[Any, ...]] = {
     FieldDescriptor.CPPTYPE_FLOAT: (0.0, -1.0, float("nan"), float("inf")),
     FieldDescriptor.CPPTYPE_DOUBLE: (0.0, -1.0, float("nan"), float("inf"), 1e308),
 }
+BYTES = (b"", b"\0" * 100_000, b"\xff\xfe", b"-----BEGIN CERTIFICATE REQUEST-----\n")
 MANY = (2, 3000)
 
 
@@ -43,7 +44,7 @@ def spoiled(valid: Spoiled) -> Iterator[tuple[str, Spoiled]]:
     """Yield copies of a message with one field spoiled each, and what was done to it."""
     for path in _paths(valid):
         name, last = ".".join(field.name for field in path), path[-1]
-        for value in MANY if last.message_type else VALUES[last.cpp_type]:
+        for value in _values(last):
             copy = type(valid)()
             copy.CopyFrom(valid)
             _set(copy, path, value)
@@ -58,6 +59,12 @@ def texts(message: Message) -> Iterator[str]:
                 yield from texts(each)
             elif isinstance(each, str):
                 yield each
+
+
+def _values(field: FieldDescriptor) -> tuple[Any, ...]:
+    if field.message_type:
+        return MANY
+    return BYTES if field.type == FieldDescriptor.TYPE_BYTES else VALUES[field.cpp_type]
 
 
 def _paths(valid: Message, above: Path = ()) -> Iterator[Path]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-    from lark_agent.accounting.questions import GroupBy, JobFilter
+    from lark_agent.accounting.questions import GroupBy, JobFilter, UsageSource
 
 STANDING = Standing(
     PoolKey("cloud", "owner", "alice", "2026-11"), 2**41, 2**40, 2**40 + 7, 3, "cut-all", 9
@@ -125,7 +125,7 @@ def job(number: int, owner: str = "alice", **changes: Any) -> Record:
 
 @asynccontextmanager
 async def asking(
-    folder: Path, source: Source, who: Caller | None
+    folder: Path, source: UsageSource, who: Caller | None
 ) -> AsyncIterator[query_pb2_grpc.QueryAsyncStub]:
     """Ask a served source as somebody."""
 
