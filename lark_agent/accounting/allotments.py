@@ -4,7 +4,8 @@ An **allotment** is an entry of the kernel's quota map: one job's own quota, or 
 of what an owner or group shares. The kernel counts what it used; this file remembers whose it is,
 what was granted, and, for a machine that crashes, what was used when last looked at. A lease that
 is closed stays until the collector has heard of it. Where there is no collector, `spent` is the
-book: the worker is a pool of its own.
+book: the worker is a pool of its own. A damaged file is set aside, and what can be read of it kept
+(`lark_agent.accounting.salvage`); what running jobs are charged to, the kernel knows too.
 
 A file beside the journal and not a table in it, because it belongs to the kernel thread: a job
 begins there, and the row must be there before the first packet is charged. Commits do not wait
@@ -17,22 +18,26 @@ from __future__ import annotations
 import sqlite3
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from lark_agent import crash
+from lark_agent.accounting import damage
 from lark_agent.accounting.journal import CACHE_KIB
-from lark_agent.accounting.quotas import PoolKey, Standing, periods_of
+from lark_agent.accounting.quotas import PERIOD, PoolKey, Standing, periods_of
+from lark_agent.config import QuotaAction, QuotaScope
 from lark_agent.errors import StoreError
 from lark_agent.model import Rates
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
 FILE_NAME = "quotas.sqlite"
+TABLES = ("leases", "spent", "throttled")
 NO_ENTRY = -1
+_NUMBERS = frozenset({"bytes", "entry", "granted", "used", "changed_ns", "dry"})
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS leases (
     lease TEXT PRIMARY KEY,
@@ -88,21 +93,38 @@ class Allotment:
 
 
 class Allotments:
-    """An open file. Belongs to the kernel thread; sqlite3's errors become StoreError."""
+    """An open file. Belongs to the kernel thread; sqlite3's errors become StoreError.
+
+    Opening it raises Damaged if it is not as it was written.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with self._trying("open"):
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            path.chmod(0o600)
-            for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
-                self._db.execute(f"PRAGMA {pragma}")
-            self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-            self._db.executescript(_SCHEMA)
+            try:
+                path.chmod(0o600)
+                for pragma in ("journal_mode = WAL", "synchronous = NORMAL"):
+                    self._db.execute(f"PRAGMA {pragma}")
+                self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+                damage.check(self._db)
+                self._db.executescript(_SCHEMA)
+                self._check_rows()
+            except BaseException:
+                self._db.close()
+                raise
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _check_rows(self) -> None:
+        for table in TABLES:
+            rows = self._db.execute(f"SELECT * FROM {table}")  # noqa: S608  constant names
+            columns = [str(column[0]) for column in rows.description]
+            for row in rows:
+                if not is_whole(table, dict(zip(columns, row, strict=True))):
+                    raise sqlite3.DatabaseError(f"a row of {table} is not one that was written")
 
     def all(self) -> list[Allotment]:
         """Return what is held, and what the collector has not heard the end of."""
@@ -193,11 +215,36 @@ class Allotments:
     def _trying(self, doing: str) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (*damage.ERRORS, OSError) as error:
+            if damage.is_damage(error):
+                raise damage.Damaged(
+                    f"cannot {doing} {self._path}: {error}; restart lark-agent, which sets the "
+                    "file aside and goes on with what can be read, and look after the disk"
+                ) from error
             raise StoreError(
                 f"cannot {doing} {self._path}: {error}; check the file, its directory, and the "
                 "space on its file system"
             ) from error
+
+
+def is_whole(table: str, row: Mapping[str, Any]) -> bool:
+    """Tell whether a row of one of `TABLES`, by column, can have been written by this module."""
+    try:
+        if table == "throttled":
+            msgspec.json.decode(row["rates"], type=tuple[Rates, Rates])
+        else:
+            QuotaScope(row["scope"])
+            QuotaAction(row["action"])
+            if row["period"] and not PERIOD.fullmatch(row["period"]):
+                return False
+    except (*damage.ERRORS, TypeError, ValueError):
+        return False
+    return all(
+        isinstance(value, int) and value >= NO_ENTRY
+        if column in _NUMBERS
+        else isinstance(value, str) or column == "rates"
+        for column, value in row.items()
+    )
 
 
 def standings(path: Path, now_ns: int, sees: Callable[[PoolKey, str], bool]) -> list[Standing]:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from lark_agent.accounting.quotas import PoolKey
 
 LEAST_CHUNK = 10**6
+LARGEST_PACKET = 1 << 17
+"""No packet charges more bytes: 64 KiB of payload (GSO) and a header for each of its segments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +124,13 @@ def chunk(limit: int, left: int, open_leases: int) -> int:
 def is_exhausted(pool: Pool, limit: int) -> bool:
     """Tell whether nothing can be granted, until a worker gives something back."""
     return pool.granted >= limit
+
+
+def is_dry(pool: Pool, limit: int, claim: Claim, lease: Lease, *, before: bool) -> bool:
+    """Tell whether a packet did not fit in a pool any more, and might not now; `before`: until now.
+
+    Pool and lease as `settle` returned them. A worker that has not heard of its last grant says
+    nothing about the pool. What a lease gives back when it is closed may be less than a packet.
+    """
+    told = claim.dry and claim.granted >= lease.granted
+    return limit - pool.granted < LARGEST_PACKET and (before or told)

@@ -79,7 +79,7 @@ class Standing:
     as_of_ns: int
     """When it last changed."""
     used_up: bool = False
-    """The next packet did not fit any more; less than that may be left."""
+    """A packet did not fit any more; less than one (`leases.LARGEST_PACKET`) may be left."""
 
     @property
     def left(self) -> int:

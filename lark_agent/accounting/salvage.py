@@ -2,7 +2,8 @@
 
 A damaged file keeps its content under another name, `….damaged-<UTC>`, for whoever wants to look at
 it; a new one begins with the rows that can still be read, from both ends of each table. So jobs
-whose rows survived go on, and records that the collector has not got yet are sent.
+whose rows survived go on, and records that the collector has not got yet are sent. The journal and
+the file of quotas are gone through alike: a `_Kind` says what is in each.
 """
 
 from __future__ import annotations
@@ -12,23 +13,37 @@ import itertools
 import sqlite3
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import structlog
 
-from lark_agent.accounting import damage
+from lark_agent.accounting import allotments, damage
+from lark_agent.accounting.allotments import Allotments
 from lark_agent.accounting.journal import Journal
 from lark_agent.errors import StoreError
 from lark_agent.model import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _BESIDE = ("", "-wal", "-shm")
-_TABLES = ("attachments", "samples", "hours")
+Store = TypeVar("Store", Journal, Allotments)
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """One of the two stores."""
+
+    event: str
+    """What the log says."""
+    tables: tuple[str, ...]
+    """The first is the one whose rows are counted for people."""
+    is_whole: Callable[[str, dict[str, Any]], bool]
+    """Whether a row of a table, by column, is one that was written."""
 
 
 def open_journal(path: Path, size: int = 0, *, reports: bool = True) -> tuple[Journal, Path | None]:
@@ -36,20 +51,29 @@ def open_journal(path: Path, size: int = 0, *, reports: bool = True) -> tuple[Jo
 
     Raises StoreError.
     """
+    return _open(lambda: Journal(path, size, reports=reports), path, _JOURNAL)
+
+
+def open_allotments(path: Path) -> tuple[Allotments, Path | None]:
+    """Open the file of quotas, likewise."""
+    return _open(lambda: Allotments(path), path, _QUOTAS)
+
+
+def _open(store: Callable[[], Store], path: Path, kind: _Kind) -> tuple[Store, Path | None]:
     try:
-        return Journal(path, size, reports=reports), None
+        return store(), None
     except damage.Damaged as error:
         aside = set_aside(path)
-        Journal(path).close()
+        store().close()
         try:
-            kept = copy(aside, path)
-            journal = Journal(path, size, reports=reports)
+            kept = _copy(aside, path, kind)
+            opened = store()
         except (sqlite3.Error, damage.Damaged) as problem:  # what was kept is not worth keeping
-            log.error("nothing can be kept of the journal", error=str(problem))
+            log.error("nothing can be kept of it", file=str(path), error=str(problem))
             set_aside(path)
-            kept, journal = 0, Journal(path, size, reports=reports)
-        log.error("the journal was damaged", error=str(error), set_aside=str(aside), kept=kept)
-        return journal, aside
+            kept, opened = 0, store()
+        log.error(kind.event, error=str(error), set_aside=str(aside), kept=kept)
+        return opened, aside
 
 
 def set_aside(path: Path) -> Path:
@@ -71,14 +95,14 @@ def set_aside(path: Path) -> Path:
     return aside
 
 
-def copy(aside: Path, path: Path) -> int:
-    """Copy what can be read of a journal into an empty one; returns how many attachments."""
+def _copy(aside: Path, path: Path, kind: _Kind) -> int:
+    """Copy what can be read of a store into an empty one; returns the rows of its first table."""
     with ExitStack() as close:
         damaged = close.enter_context(contextlib.closing(sqlite3.connect(aside)))
         fresh = close.enter_context(contextlib.closing(sqlite3.connect(path, isolation_level=None)))
         fresh.execute("BEGIN IMMEDIATE")
-        for table in _TABLES:
-            for names, row in _readable(damaged, table):
+        for table in kind.tables:
+            for names, row in _readable(damaged, table, kind):
                 marks = ",".join("?" * len(row))
                 with contextlib.suppress(*damage.ERRORS):
                     fresh.execute(
@@ -86,11 +110,13 @@ def copy(aside: Path, path: Path) -> int:
                         row,
                     )
         fresh.execute("COMMIT")
-        (number,) = fresh.execute("SELECT count(*) FROM attachments").fetchone()
+        (number,) = fresh.execute(f"SELECT count(*) FROM {kind.tables[0]}").fetchone()  # noqa: S608  constant name
     return int(number)
 
 
-def _readable(database: sqlite3.Connection, table: str) -> Iterator[tuple[str, tuple[object, ...]]]:
+def _readable(
+    database: sqlite3.Connection, table: str, kind: _Kind
+) -> Iterator[tuple[str, tuple[object, ...]]]:
     """Yield column names and row, from the first to the damage, and from the last back to it.
 
     By row number, which reads no index; by key where the table has none.
@@ -105,15 +131,25 @@ def _readable(database: sqlite3.Connection, table: str) -> Iterator[tuple[str, t
             rows = database.execute(f"SELECT * FROM {table} ORDER BY {terms}")  # noqa: S608  constant names
             names = [str(column[0]) for column in rows.description]
             for row in rows:
-                if table != "attachments" or _is_whole(dict(zip(names, row, strict=True))):
+                if kind.is_whole(table, dict(zip(names, row, strict=True))):
                     yield ", ".join(names), row
 
 
-def _is_whole(row: dict[str, object]) -> bool:
-    """Tell whether a row's record can be decoded and is the row's."""
+def _is_record(table: str, row: dict[str, Any]) -> bool:
+    """Tell whether an attachment's record can be decoded and is the row's."""
+    if table != "attachments":
+        return True
     try:
-        record = msgspec.json.decode(row["body"], type=Record)  # type: ignore[call-overload]  # refused below
+        record = msgspec.json.decode(row["body"], type=Record)
     except (*damage.ERRORS, TypeError):
         return False
     named = record.attachment_id, record.sequence, record.final
     return named == (row["attachment_id"], row["sequence"], bool(row["final"]))
+
+
+_JOURNAL = _Kind("the journal was damaged", ("attachments", "samples", "hours"), _is_record)
+_QUOTAS = _Kind(
+    "the file of quotas was damaged",
+    allotments.TABLES,
+    allotments.is_whole,
+)

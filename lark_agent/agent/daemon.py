@@ -36,11 +36,10 @@ import structlog
 
 from lark_agent import crash, datapath
 from lark_agent.accounting.allotments import FILE_NAME as QUOTAS
-from lark_agent.accounting.allotments import Allotments
 from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.quotas import periods_of
-from lark_agent.accounting.salvage import open_journal
+from lark_agent.accounting.salvage import open_allotments, open_journal
 from lark_agent.agent.attachment import boot_id
 from lark_agent.agent.attachments import Attachments
 from lark_agent.agent.attributing import finder
@@ -85,6 +84,7 @@ from lark_agent.shaping.shaping import Shaping
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from lark_agent.accounting.allotments import Allotments
     from lark_agent.agent.drain import Place
     from lark_agent.sandbox.holding import Holding
 
@@ -163,7 +163,7 @@ class Daemon:
             Path(settings.paths.bpffs), settings.pool.slots, self._run_directory, self._throttles
         )
         stack.callback(self._host_jobs.close)
-        self._allotments = await self._in_kernel(lambda: Allotments(journal_file.parent / QUOTAS))
+        self._allotments = await self._in_kernel(self._open_allotments)
         stack.callback(self._allotments.close)
         self._quotas = Quotas(
             self._datapath, self._allotments, settings.quotas, boot_id(), time.time_ns,
@@ -206,6 +206,11 @@ class Daemon:
             self._journal, self._numbers, self._run_directory / "numbering",
             Path(self._settings.paths.bpffs),
         )  # fmt: skip
+
+    def _open_allotments(self) -> Allotments:
+        opened, aside = open_allotments(Path(self._settings.paths.state) / QUOTAS)
+        self._tasks.errors += Counter({"quotas damaged": 1} if aside else {})
+        return opened
 
     def _load_datapath(self) -> datapath.Datapath:
         settings = self._settings

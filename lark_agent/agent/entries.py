@@ -3,7 +3,8 @@
 An entry is made with the first job that is charged to it, known by its pool, and closed when nobody
 is. It is remembered (`lark_agent.accounting.allotments`) before the kernel knows it, so whatever
 agent comes next goes on with the same one. After a reboot the kernel's counts are gone: what was
-used when last looked at holds. Belongs to the kernel thread.
+used when last looked at holds. The other way round, if the disk lost the file, the kernel's plans
+and counts say what the jobs that run are charged to. Belongs to the kernel thread.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import structlog
 
 from lark_agent import crash
 from lark_agent.accounting.allotments import NO_ENTRY, Allotment
@@ -34,6 +37,7 @@ _IN_KERNEL = {
     Action.CUT_CLASS: QuotaAction.CUT_CLASS,
     Action.CUT_ALL: QuotaAction.CUT_ALL,
 }
+log = structlog.get_logger(__name__)
 _DIRECTIONS = {QuotaDirection.SENT: 1, QuotaDirection.RECEIVED: 2, QuotaDirection.BOTH: 3}
 
 
@@ -80,9 +84,12 @@ class Entries:
         self.open: dict[PoolKey, Entry] = {}
         self.closed: dict[str, Allotment] = {}
         """Leases whose end the collector has not heard of."""
+        self._earlier: set[int] = set()
+        """What jobs that began under an earlier agent are charged to, as the kernel has it."""
 
     def take_over(self, site: Mapping[str, Quota]) -> None:
         """Go on with what an earlier agent held."""
+        self._earlier = self._charged()
         for allotment in self._allotments.all():
             # one that the site has removed still holds for the jobs that began with it
             quota = site.get(allotment.key.quota) or _remembered(allotment)
@@ -92,6 +99,27 @@ class Entries:
                 self._close(allotment)
             else:
                 self.open[allotment.key] = Entry(allotment, quota, step=allotment.granted)
+
+    def found(self, key: PoolKey, quota: Quota, owner: str, index: int) -> Entry:
+        """Go on with what the kernel charges a job to, if the file does not know it any more.
+
+        Limit and count are the kernel's. It is a new lease, as the name of the old one is lost.
+        """
+        limit, used = self._datapath.quotas.limit(index), self._datapath.quotas.state([index])
+        if limit == UNLIMITED:  # it only counted, as the collector could not be asked
+            limit = used[index].used
+        now = self._now_ns()
+        allotment = Allotment(
+            new_attachment_id(now, os.urandom(10)), key, owner, size(quota.bytes), quota.action,
+            index, limit, used[index].used, self._boot_id, now, used[index].exceeded,
+        )  # fmt: skip
+        self._allotments.put(allotment)
+        self.open[key] = Entry(allotment, quota, step=limit)
+        log.warning(
+            "a quota that was not known any more goes on with what the kernel counted",
+            quota=key.quota, subject=key.subject, used=allotment.used,
+        )  # fmt: skip
+        return self.open[key]
 
     def get(self, key: PoolKey, quota: Quota, owner: str) -> Entry:
         """Return the entry of a pool, made if need be; raises Unavailable if there is no room."""
@@ -115,8 +143,14 @@ class Entries:
         self.open[key] = entry
         return entry
 
+    def _charged(self) -> set[int]:
+        slots = self._datapath.active_slots()
+        return {index for slot in slots for index in self._datapath.quotas_of(slot)}
+
     def _free(self) -> int:
-        taken = {entry.allotment.entry for entry in self.open.values()}
+        if self._earlier:
+            self._earlier &= self._charged()
+        taken = {entry.allotment.entry for entry in self.open.values()} | self._earlier
         for index in range(self._datapath.quotas.size):
             if index not in taken:
                 return index

@@ -127,12 +127,24 @@ class Quotas:
 
     def adopt(self, holding: Holding) -> None:
         """Know again whose an entry is."""
+        in_kernel = self._datapath.quotas_of(holding.sandbox.slot)
+        for number, name in enumerate(holding.plan.quotas):
+            if not self._adopt(name, holding) and number < len(in_kernel) and name in self.site:
+                quota, job = self.site[name], holding.job
+                key = key_of(name, quota, job, holding.attachment_id, self._now_ns())
+                found = self._entries.found(key, quota, job.owner, in_kernel[number])
+                found.holders.add(holding.attachment_id)
+
+    def _adopt(self, name: str, holding: Holding) -> bool:
+        """Make a job a holder of what is open of a quota; returns whether anything is."""
         job, now = holding.job, self._now_ns()
-        for name in holding.plan.quotas:
-            for key, entry in self._entries.open.items():
-                wanted = key_of(name, entry.quota, job, holding.attachment_id, now)
-                if key.quota == name and key[:3] == wanted[:3]:
-                    entry.holders.add(holding.attachment_id)
+        known = False
+        for key, entry in self._entries.open.items():
+            wanted = key_of(name, entry.quota, job, holding.attachment_id, now)
+            if key.quota == name and key[:3] == wanted[:3]:
+                entry.holders.add(holding.attachment_id)
+                known = True
+        return known
 
     def end(self, holding: Holding) -> None:
         """Charge a job to nothing any more; its own entries, and shared ones of nobody, close."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sql
 import structlog
 
-from lark_agent.accounting.leases import Grant, Lease, Pool, is_exhausted, settle
+from lark_agent.accounting.leases import Grant, Lease, Pool, is_dry, is_exhausted, settle
 from lark_agent.accounting.questions import HOUR_NS
 from lark_agent.collector.schema import LEASES, POOLS, store_errors, transaction, upsert
 from lark_agent.rpc.convert import InvalidRecord
@@ -95,6 +95,7 @@ def _settle_one(connection: sql.Connection, worker: str, claim: Claim, now_ns: i
         )  # fmt: skip
     pool, lease = settle(pool, lease, claim, limit, open_leases)
     key, exhausted = claim.key._asdict(), is_exhausted(pool, limit)
+    dry = is_dry(pool, limit, claim, lease, before=dry)
     connection.execute(
         upsert(LEASES, new=("limit_bytes", "granted", "used", "closed", "seen_ns")),
         {
@@ -107,7 +108,7 @@ def _settle_one(connection: sql.Connection, worker: str, claim: Claim, now_ns: i
         upsert(POOLS, new=("limit_bytes", "granted", "used", "changed_ns", "action", "dry")),
         {
             **key, "limit_bytes": limit, "granted": pool.granted, "used": pool.used,
-            "changed_ns": now_ns, "action": claim.action, "dry": exhausted and (dry or claim.dry),
+            "changed_ns": now_ns, "action": claim.action, "dry": dry,
         },
     )  # fmt: skip
     return Grant(claim.lease, lease.granted, exhausted=exhausted)

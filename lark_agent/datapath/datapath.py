@@ -44,6 +44,7 @@ from lark_agent.datapath.plan import (
     ALL_SERVICES,
     knows_flows,
     plan_epoch,
+    plan_quotas,
     plan_services,
     plan_state,
 )
@@ -176,6 +177,11 @@ class Datapath:
     def active_slots(self) -> frozenset[int]:
         """Return the slots with a plan."""
         return frozenset(pins.active_plans(self._maps["plan"]))
+
+    def quotas_of(self, slot: int) -> tuple[int, ...]:
+        """Return the indices of the quotas that a slot's job is charged to, in its plan's order."""
+        value = self._maps["plan"].get(u32(self._checked(slot)))
+        return plan_quotas(value) if value else ()
 
     def settle(self) -> None:
         """Wait until every packet that saw a plan of before this call is counted (about 10 ms)."""

@@ -152,6 +152,13 @@ def plan_epoch(value: bytes) -> int:
     return int(_WHAT.unpack_from(value, _WHO.size)[7])
 
 
+def plan_quotas(value: bytes) -> tuple[int, ...]:
+    """Return the indices of the quotas of a value of the map `plan`, of this version, in order."""
+    size = _WHO.size + _WHAT.size
+    uses = _QUOTA.iter_unpack(value[size : size + MOST_QUOTAS * _QUOTA.size])
+    return tuple(number - 1 for number, _, _ in uses if number)
+
+
 def carried_plan(value: bytes) -> bytes:
     """Return a plan of an older layout in this one, restricting and allowing what it did.
 

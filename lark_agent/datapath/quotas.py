@@ -58,6 +58,11 @@ class QuotaTable:
         following = (this_round + 1) & 0xFFFFFFFF or 1
         self._limits.set(u32(index), QUOTA.pack(limit, action, following))
 
+    def limit(self, index: int) -> int:
+        """Return the limit that was set last."""
+        limit, _, _ = QUOTA.unpack(self._limits.get(u32(index)) or bytes(QUOTA.size))
+        return int(limit)
+
     def state(self, indices: Iterable[int]) -> dict[int, QuotaState]:
         """Read quotas."""
         found = {}

@@ -123,6 +123,55 @@ def test_a_period_ends_under_a_running_job(
     assert (before, True) not in bench.claims(), "the collector has heard of it"
 
 
+@pytest.mark.parametrize("scope", [QuotaScope.OWNER, QuotaScope.JOB])
+def test_a_lost_file_of_quotas_frees_no_job(bench: Bench, scope: QuotaScope) -> None:
+    """Limit and count are the kernel's; the entry is nobody else's, and ends as others do."""
+    bench.site["q"] = Quota("10 MB", per=scope, action=QuotaAction.CUT_ALL)
+    plan = bench.quotas.begin(holding(), EMPTY)
+    bench.datapath.activate(1, plan)
+    limit = 10 * MB
+    for claim in bench.claims().values():
+        limit = 5 * MB
+        bench.quotas.grant([Grant(claim.lease, limit)])
+    bench.charge(entry(plan), 2 * MB)
+    bench.allotments.close()
+    for file in bench.file.parent.glob(f"{bench.file.name}*"):
+        file.unlink()
+    bench.start()
+    bench.quotas.adopt(holding())
+    state = bench.datapath.quotas
+    bench.charge(entry(plan), 3 * MB)
+    found = bench.claims()
+    assert (state.limit(entry(plan)), state.state([entry(plan)])[entry(plan)].used) == (
+        limit,
+        3 * MB,
+    )
+    assert entry(bench.quotas.begin(holding(2, "bob"), EMPTY)) != entry(plan)
+    assert entry(bench.quotas.change(holding(), holding(), EMPTY)) == entry(plan)
+    assert [(one.granted, one.used) for one in found.values()] == [(5 * MB, 3 * MB)] * len(found)
+    bench.quotas.end(holding())
+    if scope is QuotaScope.OWNER:
+        closed = [claim for (_, is_closed), claim in bench.claims().items() if is_closed]
+        assert [(claim.key.subject, claim.used) for claim in closed] == [("alice", 3 * MB)]
+
+
+def test_what_the_site_removed_meanwhile_is_nobody_elses(bench: Bench) -> None:
+    """A lost entry of a quota that is not configured any more stays its job's until that ends."""
+    plan = bench.quotas.begin(holding(), EMPTY)
+    bench.datapath.activate(1, plan)
+    bench.allotments.close()
+    for file in bench.file.parent.glob(f"{bench.file.name}*"):
+        file.unlink()
+    bench.site = {"r": bench.site["q"]}
+    bench.start()
+    bench.quotas.adopt(holding())
+    bob = replace(holding(2, "bob"), plan=replace(PLAN, quotas=("r",)))
+    assert entry(bench.quotas.begin(bob, EMPTY)) != entry(plan)
+    bench.datapath.deactivate(1)
+    carol = replace(holding(3, "carol"), plan=replace(PLAN, quotas=("r",)))
+    assert entry(bench.quotas.begin(carol, EMPTY)) == entry(plan), "free again"
+
+
 def test_an_agent_restarts_in_the_middle(bench: Bench) -> None:
     """The next one goes on with the same entry, lease, grant and count."""
     first = entry(bench.quotas.begin(holding(), EMPTY))

@@ -38,7 +38,8 @@ pytestmark = [
 ]
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 JOURNAL = "/var/lib/lark/journal.sqlite"
-# what a disk does to the page where a table of the journal begins
+QUOTAS = "/var/lib/lark/quotas.sqlite"
+# what a disk does to the page where a table begins
 LOSE = """
 import sqlite3, sys
 db = sqlite3.connect(sys.argv[1])
@@ -129,6 +130,43 @@ def test_a_lost_page_of_the_journal(lab: Lab, table: str) -> None:
         assert final(lab, talker.job.job_id).usage.sent == times(ONCE, 3)
     assert lab.job(["true"]).status == 0
     until(lambda: all(one.final for one in records(lab).values()), "final records")
+    assert agent.terminate() == 0
+    assert in_kernel(lab) == set()
+
+
+def test_a_lost_page_of_the_quotas(lab: Lab) -> None:
+    """The file is set aside and reported; a running job is cut where it would have been."""
+    fits = 2 * ONCE.packets + 50
+    lab.path(FILE).write_text(f"""default_profile = "limited"
+{QUICK}
+[profiles.limited]
+quotas = ["q"]
+[quotas.q]
+bytes = "{fits * ONCE.bytes // ONCE.packets}"
+action = "cut-all"
+""")
+    agent = start(lab)
+    talker = Talker(lab)
+    talker.talk()
+    kill(agent)
+    lab.run(python(LOSE, QUOTAS, "leases"))
+    talker.talk()
+    agent = start(lab)
+    until(lambda: "the file of quotas was damaged" in agent.stderr, "a word in the log")
+    (aside,) = lab.path(QUOTAS).parent.glob("quotas.sqlite.damaged-*")
+    told = lab.run(["lark", "doctor", "--config", str(FILE)], check=False).stdout
+    assert aside.name in told
+    assert "'quotas damaged' failed 1 times" in told
+    other = Talker(lab, user="bob")
+    other.talk()
+    talker.talk()
+    until(lambda: records(lab)[talker.job.job_id].changes, "a word in the record")
+    talker.end()
+    other.end()
+    record = final(lab, talker.job.job_id)
+    assert record.usage.sent.packets == fits
+    assert [change.by for change in record.changes] == ["quota q"]
+    assert final(lab, other.job.job_id).usage.sent == ONCE
     assert agent.terminate() == 0
     assert in_kernel(lab) == set()
 

@@ -150,7 +150,7 @@ def test_over_the_wire(tmp_path: Path, broken: Claim) -> None:
 
 
 def test_a_pool_is_used_up_when_a_packet_did_not_fit(tmp_path: Path) -> None:
-    """What is left is less than a packet, and people are told; given back, it is not any more."""
+    """What is left is less than a packet, and people are told, also when that is given back."""
     engine = open_engine(f"sqlite:///{tmp_path}/usage.sqlite")
     ledger, answers = Ledger(engine), Answers(engine)
     noon = 1_795_000_000 * 10**9  # in November 2026
@@ -163,7 +163,40 @@ def test_a_pool_is_used_up_when_a_packet_did_not_fit(tmp_path: Path) -> None:
     assert (found.used_up, found.used, found.granted, found.workers) == (True, LIMIT - 7, LIMIT, 1)
     take(ledger, replace(dry, closed=True), now_ns=noon)
     (found,) = answers.quotas("alice", noon)
-    assert (found.used_up, found.left, found.workers) == (False, 7, 0)
+    assert (found.used_up, found.left, found.workers) == (True, 7, 0)
     assert answers.quotas("bob", noon) == []
     assert answers.quotas(None, noon + 40 * DAY_NS) == []
+    engine.dispose()
+
+
+def test_a_pool_that_got_something_back_is_not_used_up(tmp_path: Path) -> None:
+    """One worker's packet did not fit while another held the rest: until that is given back."""
+    engine = open_engine(f"sqlite:///{tmp_path}/usage.sqlite")
+    ledger, answers = Ledger(engine), Answers(engine)
+    noon = 1_795_000_000 * 10**9  # in November 2026
+
+    def used_up() -> bool:
+        (found,) = answers.quotas("alice", noon)
+        return found.used_up
+
+    held = 0
+    for _ in range(30):
+        held = take(ledger, claim(1, held, held // 2, wanted=True), now_ns=noon).granted
+    assert held == LIMIT
+    assert not used_up()
+    take(ledger, claim(2, wanted=True, dry=True), "w2", noon)
+    assert used_up()
+    take(ledger, claim(1, held, held // 2, closed=True), now_ns=noon)
+    assert not used_up()
+    engine.dispose()
+
+
+def test_a_worker_that_waits_for_its_first_grant_has_used_nothing_up(tmp_path: Path) -> None:
+    """Its packet came before the answer; the pool, smaller than a chunk, is granted at once."""
+    engine = open_engine(f"sqlite:///{tmp_path}/usage.sqlite")
+    noon = 1_795_000_000 * 10**9  # in November 2026
+    small = replace(claim(1, wanted=True, dry=True), limit=MB // 2)
+    assert take(Ledger(engine), small, now_ns=noon).granted == MB // 2
+    (found,) = Answers(engine).quotas("alice", noon)
+    assert (found.used_up, found.left) == (False, MB // 2)
     engine.dispose()
