@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from lark_agent import crash
+from lark_agent import crash, trouble
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.sampler import read, sample
 from lark_agent.agent.attachment import Attachment, boot_id
@@ -221,8 +221,10 @@ class Attachments:
             return None
         attachment.steps = False
         identity, launch = attachment.record.attachment_id, attachment.launch
-        with suppress(StoreError):  # after a restart it would be kept for its time
+        try:
             await self._in_journal(lambda: self._journal.join(identity, launch))
+        except StoreError:  # after a restart it would be kept for its time
+            trouble.met("remember that a job's steps ended")
         self._consider(attachment)
         with suppress(TimeoutError):
             await asyncio.wait_for(attachment.finished.wait(), _LAST_RECORD_SECONDS)
