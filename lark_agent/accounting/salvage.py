@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import structlog
 
+from lark_agent import trouble
 from lark_agent.accounting import allotments, damage
 from lark_agent.accounting.allotments import Allotments
 from lark_agent.accounting.journal import Journal
@@ -69,6 +70,7 @@ def _open(store: Callable[[], Store], path: Path, kind: _Kind) -> tuple[Store, P
             kept = _copy(aside, path, kind)
             opened = store()
         except (sqlite3.Error, damage.Damaged) as problem:  # what was kept is not worth keeping
+            trouble.met("keep anything of a store")
             log.error("nothing can be kept of it", file=str(path), error=str(problem))
             set_aside(path)
             kept, opened = 0, store()

@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 
 
 def sample(
-    datapath: Datapath, prices: Prices, records: Sequence[Record], now_ns: int
+    datapath: Datapath, prices: Prices, records: Sequence[tuple[Record, int]]
 ) -> list[Record]:
     """Read the counters of all `records` at once and return their successors, with their cost.
 
-    `now_ns` is the UTC time of the reading. Raises KernelError.
+    Beside each is the UTC time of the reading in nanoseconds, by its job's clock. Raises
+    KernelError.
     """
-    usage = read(datapath, [record.slot for record in records])
+    usage = read(datapath, [record.slot for record, _ in records])
     return [
         record.sampled(prices.priced(record.usage, usage[record.slot]), now_ns)
-        for record in records
+        for record, now_ns in records
     ]
 
 

@@ -22,6 +22,7 @@ from lark_agent.sandbox.holding import Holding
 if TYPE_CHECKING:
     from ipaddress import IPv4Address
 
+    from lark_agent.agent.clock import Clock
     from lark_agent.model import NetworkPlan, Record
     from lark_agent.sandbox.connectivity import Sandbox
 
@@ -50,6 +51,7 @@ class Attachment:
     plan: NetworkPlan
     members: list[Member]
     """Its processes, the first one first; none while it waits for a job that was announced."""
+    clock: Clock
     key: str = ""
     """What its processes share; empty: there is only one."""
     holder: Member | None = None

@@ -29,15 +29,16 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from lark_agent import crash
+from lark_agent import crash, trouble
 from lark_agent.accounting.prices import Prices
 from lark_agent.accounting.sampler import read, sample
 from lark_agent.agent.attachment import Attachment, boot_id
+from lark_agent.agent.clock import Clock, Ids
 from lark_agent.agent.drain import Moved, drain
 from lark_agent.agent.transfers import Transfers
 from lark_agent.errors import KernelError, LarkError, StoreError, Unavailable
 from lark_agent.linux import process
-from lark_agent.model import Connectivity, ExitReason, Record, Usage, new_attachment_id
+from lark_agent.model import Connectivity, ExitReason, Record, Usage
 from lark_agent.policy.comparing import settings
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class Attachments:
         self._place_of = place_of
         self._waiting = waiting
         self._clock_ns = clock_ns
+        self._ids = Ids()
         self._move_in = move_in
         self.prices = Prices({})
         """What counts from the next sample on."""
@@ -140,13 +142,14 @@ class Attachments:
         """
         now = self._clock_ns()
         record = Record(
-            new_attachment_id(now, os.urandom(10)), self._worker, sandbox.slot, job, plan.profile,
+            self._ids.new(now), self._worker, sandbox.slot, job, plan.profile,
             plan.connectivity, started_ns=now, sampled_ns=now,
             first_port=sandbox.first_port, last_port=sandbox.last_port,
             ipv4=str(sandbox.ipv4 or ""), ipv6=str(sandbox.ipv6 or ""), network=plan.network,
             peers=plan.peers, plan=settings(plan),
         )  # fmt: skip
-        attachment = Attachment(record, sandbox, plan, [] if announced else [member], key)
+        members = [] if announced else [member]
+        attachment = Attachment(record, sandbox, plan, members, Clock.at(now), key)
         attachment.steps, attachment.launcher, attachment.beside = steps, launcher, beside
         attachment.moved_before = await self._moved_before(key)
         if announced:
@@ -221,8 +224,10 @@ class Attachments:
             return None
         attachment.steps = False
         identity, launch = attachment.record.attachment_id, attachment.launch
-        with suppress(StoreError):  # after a restart it would be kept for its time
+        try:
             await self._in_journal(lambda: self._journal.join(identity, launch))
+        except StoreError:  # after a restart it would be kept for its time
+            trouble.met("remember that a job's steps ended")
         self._consider(attachment)
         with suppress(TimeoutError):
             await asyncio.wait_for(attachment.finished.wait(), _LAST_RECORD_SECONDS)
@@ -294,6 +299,7 @@ class Attachments:
     def adopt(self, attachment: Attachment) -> None:
         """Watch over an attachment whose plan holds already; finish it if its job is gone."""
         self._living[attachment.record.attachment_id] = attachment
+        self._ids.seen(attachment.record.attachment_id)
         loop = asyncio.get_running_loop()
         for member in attachment.watched:
             loop.add_reader(member.pidfd, self._fired, attachment, member)
@@ -339,7 +345,7 @@ class Attachments:
 
     async def _end(self, attachment: Attachment, reason: ExitReason | None) -> None:
         crash.here("end.begun")
-        ended_ns = self._clock_ns()
+        ended_ns = attachment.clock.now_ns()
         how = reason or ExitReason.ENDED, 0
         try:
             status = await self._last_words(attachment)
@@ -420,13 +426,13 @@ class Attachments:
             return read(self._datapath, slots)
 
         usage = await self._in_kernel(last_words) if counted else {}
-        now = self._clock_ns()
         going_on, waiting = self.transfers.outlived(batch), self.transfers.waiting(batch)
         newer = []
         for attachment in (*batch, *going_on):
             record = attachment.record
             last = self.prices.priced(record.usage, usage.get(record.slot, record.usage))
             final = attachment not in waiting and attachment not in going_on
+            now = attachment.clock.now_ns()
             newer.append(replace(record.sampled(last, now), final=final))
         told = self.transfers.told(newer)
         crash.here("settle.read")
@@ -478,9 +484,8 @@ class Attachments:
             running = [a for a in self._living.values() if a.counted]
             if not running:
                 return
-            records = [attachment.record for attachment in running]
-            now = self._clock_ns()
-            newer = await self._in_kernel(lambda: sample(self._datapath, self.prices, records, now))
+            records = [(a.record, a.clock.now_ns()) for a in running]
+            newer = await self._in_kernel(lambda: sample(self._datapath, self.prices, records))
             crash.here("sample.read")
             newer = self.transfers.told(newer)
             # an attachment may have ended while the counters were read: keep what _end wrote

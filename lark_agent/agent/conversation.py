@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
+from lark_agent import trouble
 from lark_agent.errors import InvalidRequest, KernelError, Unavailable
 from lark_agent.hooks import request as wire
 from lark_agent.linux import process
@@ -59,6 +60,7 @@ async def open_peer(connection: socket.socket, peer: process.Peer) -> int:
         except KernelError as error:
             raise InvalidRequest(str(error)) from error
         except OSError:  # no descriptor is free: others will be
+            trouble.met("wait for a descriptor")
             await asyncio.sleep(_PAUSE_SECONDS)
     raise Unavailable("the agent is out of descriptors; try again")
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Self
 
 import structlog
 
-from lark_agent import crash, datapath
+from lark_agent import crash, datapath, trouble
 from lark_agent.accounting.allotments import FILE_NAME as QUOTAS
 from lark_agent.accounting.answers import Answers
 from lark_agent.accounting.prices import Prices
@@ -360,6 +360,7 @@ class Daemon:
             refusals=self._gate.refusals,
             busy_slots=sorted(self._pool.busy),
             errors=self._tasks.errors
+            + trouble.counts()
             + Counter(
                 {
                     "build sandbox": self._pool.build_errors,
@@ -380,6 +381,7 @@ class Daemon:
             policy = SitePolicy.compile(fresh, self._file)
             await self._in_kernel(lambda: self._take(fresh))
         except LarkError as error:
+            trouble.met("reload refused")
             log.error("reload refused, the old rules stay", error=str(error))
             return
         crash.here("reload.services")
@@ -411,8 +413,10 @@ class Daemon:
     async def _take_down(self) -> None:
         """Take the last sample and dismantle every sandbox that holds no job."""
         self._forwards.close_all()
-        with contextlib.suppress(LarkError):
+        try:
             await self._attachments.sample()
+        except LarkError as error:  # the kernel keeps counting; the next agent reads it
+            log.error("the last sample failed", error=str(error))
         await self._pool.empty()
         self._jobs_left = len(self._attachments)
 

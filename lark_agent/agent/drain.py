@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 
+from lark_agent import trouble
 from lark_agent.errors import LarkError
 from lark_agent.linux import namespaces, sockets
 
@@ -109,6 +110,7 @@ async def drain(
         await asyncio.to_thread(left.silence)
         await _quiet(slot, moved, deadline)
     except (LarkError, OSError) as error:
+        trouble.met("look at the last packets")
         log.warning("cannot see what is under way", slot=slot, error=str(error))
 
 

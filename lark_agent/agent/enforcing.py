@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from lark_agent import crash
+from lark_agent import crash, trouble
 from lark_agent.datapath import SlotPlan
 from lark_agent.datapath.plan import ALL_SERVICES
 from lark_agent.datapath.services import DNS
@@ -104,6 +104,7 @@ class Enforcing:
         try:
             step(holding)
         except (LarkError, OSError) as error:
+            trouble.met("adopt or end a plan")
             log.error("enforcing", doing=doing, attachment=holding.attachment_id, error=str(error))
 
     def _slot_plan(self, holding: Holding) -> SlotPlan:

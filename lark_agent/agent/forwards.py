@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent import trouble
 from lark_agent.errors import LarkError
 from lark_agent.hooks import launch
 from lark_agent.linux import listeners, namespaces, process
@@ -82,6 +83,7 @@ class Forwards:
             for port in found - mine.ports.keys():
                 await self._forward(attachment, mine, port, starter)
         except (LarkError, OSError) as error:
+            trouble.met("forward to a starter")
             log.warning("a job cannot reach its starter", attachment=key, error=str(error))
         if attachment.ending:  # meanwhile
             self.close(attachment)

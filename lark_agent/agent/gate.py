@@ -29,7 +29,7 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from lark_agent import crash
+from lark_agent import crash, trouble
 from lark_agent.agent import conversation
 from lark_agent.agent.attachment import Member
 from lark_agent.agent.callers import Callers
@@ -140,6 +140,7 @@ class Gate:
         try:
             connection, _ = self._listener.accept()
         except OSError as error:  # out of descriptors, or the caller is gone again
+            trouble.met("accept a caller")
             log.warning("cannot accept on the run socket", error=str(error))
             if error.errno in _EXHAUSTED:  # the caller still waits, and would call us again at once
                 self._pause()

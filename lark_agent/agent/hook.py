@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from lark_agent import trouble
 from lark_agent.agent import programs
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Hook:
             self._runs.popleft()
         what = {key: told[key] for key in ("quota", "subject", "action")}
         if len(self._runs) >= settings.per_hour:
+            trouble.met("quota hook left out")
             log.warning("quota hook not run", why=f"{settings.per_hour} runs in an hour", **what)
             return
         self._runs.append(now)
@@ -52,4 +54,5 @@ class Hook:
                 json.dumps(told).encode(), _MOST_ANSWERED,
             )  # fmt: skip
         except programs.ProgramFailed as error:
+            trouble.met("quota hook failed")
             log.error("quota hook failed", command=settings.command[0], error=str(error), **what)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent import trouble
 from lark_agent.errors import KernelError, LarkError
 from lark_agent.hooks import launch
 from lark_agent.linux import listeners, process
@@ -104,6 +105,7 @@ class Launchers:
             await self._in_kernel.at_once(let)
         except (LarkError, OSError) as error:
             key = attachment.record.attachment_id
+            trouble.met("follow a launcher")
             log.error("cannot follow a launcher", attachment=key, error=str(error))
 
 
@@ -111,6 +113,7 @@ def _ports(launcher: Launcher) -> frozenset[int]:
     try:
         found = listeners.on_loopback(launcher.pid)
     except KernelError as error:
+        trouble.met("see a launcher's ports")
         log.warning("a job cannot reach its launcher", launcher=launcher.pid, error=str(error))
         return frozenset()
     # still the same: so it was all the time, and the number was no other's

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
+from lark_agent import trouble
 from lark_agent.errors import PrerequisiteError
 from lark_agent.rpc import secure
 from lark_agent.trust.identity import load
@@ -73,10 +74,12 @@ class Link:
                 why = await self._renew()
             except PrerequisiteError:
                 continue  # who reports says so
-            if not why:
+            if why:
+                trouble.met("renew the certificate")
+            else:
                 self.renewed.set()
                 log.info("renewed the certificate", collector=self.address)
-            elif why != said:
+            if why not in {"", said}:
                 log.warning("cannot renew the certificate", collector=self.address, error=why)
             said = why
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
+from lark_agent import trouble
 from lark_agent.config import AddressMode, pool_of
 from lark_agent.datapath.peers import RemoteJob
 from lark_agent.errors import PrerequisiteError
@@ -172,6 +173,7 @@ class PoolFollower:
                 why = f"{error.code().name}: {error.details()}"
             except PrerequisiteError as error:
                 why = str(error)
+            trouble.met("follow the pool's jobs")
             if why != self._said:  # say it once, not at every attempt
                 log.warning(
                     "cannot follow the pool's jobs", collector=self._link.address, error=why
@@ -230,6 +232,7 @@ def _address(text: str) -> Address | None:
     try:
         return ip_address(text)
     except ValueError:
+        trouble.met("read a neighbour's address")
         log.warning("the collector told of what is no address", text=text[:64])
         return None
 

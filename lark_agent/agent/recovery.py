@@ -14,6 +14,7 @@ pinned. What is to be done follows from `lark_agent.agent.reconcile`; this modul
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ import structlog
 from lark_agent import crash
 from lark_agent.agent import observing
 from lark_agent.agent.attachment import Attachment, Member
+from lark_agent.agent.clock import Clock
 from lark_agent.agent.reconcile import Books, Dismantle, Silence, Truncate, repairs
 from lark_agent.errors import KernelError, PrerequisiteError
 from lark_agent.linux import files, process
@@ -110,7 +112,8 @@ def _adopt(living: Living, numbers: Addressing) -> Attachment:
     record, launch = living.record, living.launch
     members = [_find(known) for known in launch.members]
     attachment = Attachment(
-        record, _sandbox_of(record, numbers), living.plan, members, launch.key,
+        record, _sandbox_of(record, numbers), living.plan, members,
+        Clock.at(max(time.time_ns(), record.sampled_ns)), launch.key,
         _find(launch.holder) if launch.holder else None, launch.steps,
         moved_before=launch.moved_before,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
-from lark_agent import crash
+from lark_agent import crash, trouble
 from lark_agent.accounting.marks import Mark
 from lark_agent.agent.attachment import boot_id
 from lark_agent.errors import PrerequisiteError, RemoteError, StoreError
@@ -105,6 +105,7 @@ class Reporter:
                 self.refusals += error.code() in _REFUSALS
             except (PrerequisiteError, RemoteError, StoreError, TimeoutError) as error:
                 why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
+            trouble.met(trouble.COLLECTOR_AWAY)
             if self._leasing:
                 self._leasing, self._last_leasing = False, time.monotonic()
             if self.state == "connected":

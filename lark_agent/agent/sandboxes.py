@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent import trouble
 from lark_agent.agent.tasks import OwnThread
 from lark_agent.errors import KernelError, LarkError
 from lark_agent.model import Connectivity
@@ -87,6 +88,7 @@ class Sandboxes:
             try:
                 await self._in_network[kind](driver.check)
             except LarkError as error:
+                trouble.met("use a network")
                 log.error("network cannot be used yet", network=kind.network, error=str(error))
         self._drivers |= self._networks
 
@@ -102,6 +104,7 @@ class Sandboxes:
         try:
             driver.renew(sandbox)
         except (KernelError, OSError) as error:  # most likely its interface was taken away
+            trouble.met("take over a sandbox")
             log.error("cannot take over a sandbox", sandbox=sandbox.name, error=str(error))
 
     async def hand_over(self, sandbox: Sandbox, namespace: int) -> None:

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent import trouble
 from lark_agent.datapath import host
 from lark_agent.errors import KernelError, LarkError, PolicyRefusal, PrerequisiteError, Unavailable
 from lark_agent.linux import cgroups, process, sockets
@@ -175,6 +176,7 @@ class HostJobs:
                 if (group := self._group(name)) is not None:
                     self._loaded().attach(group)
             except LarkError as error:
+                trouble.met("close a control group")
                 log.error("cannot close a control group", group=str(group), error=str(error))
         self.sweep()
 

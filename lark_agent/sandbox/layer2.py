@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from lark_agent import trouble
 from lark_agent.errors import KernelError, LarkError
 from lark_agent.linux import namespaces
 from lark_agent.linux.links import Links
@@ -165,6 +166,7 @@ class Layer2Driver:
         try:
             usable = namespaces.run_inside(sandbox.name, inside.present)
         except (LarkError, OSError) as error:
+            trouble.met("look into a sandbox")
             log.warning("cannot look into a sandbox", sandbox=sandbox.name, error=str(error))
             return False
         lost = {sandbox.ipv4, sandbox.ipv6} - {None} - usable

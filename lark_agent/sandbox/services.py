@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent import trouble
 from lark_agent.errors import KernelError
 from lark_agent.linux import namespaces, nftables, sysctl
 from lark_agent.model import Port
@@ -130,6 +131,7 @@ class Loopbacks:
         try:
             self._write(name)
         except (KernelError, OSError) as error:  # most likely dismantled just now
+            trouble.met("offer services")
             log.warning("cannot offer services on the loopback", sandbox=name, error=str(error))
 
     def _write(self, name: str) -> None:

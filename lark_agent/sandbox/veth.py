@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from lark_agent import crash
+from lark_agent import crash, trouble
 from lark_agent.errors import KernelError, LarkError, PrerequisiteError
 from lark_agent.linux import conntrack, namespaces, sysctl, uplink
 from lark_agent.linux.links import Links
@@ -186,6 +186,7 @@ class Veths:
             try:
                 self._set_mtu(name, index)
             except (KernelError, OSError) as error:  # most likely dismantled just now
+                trouble.met("set an MTU")
                 log.warning("cannot set the MTU", sandbox=name, mtu=current.mtu, error=str(error))
         return True
 

@@ -57,6 +57,8 @@ def test_reload(lab: Lab) -> None:
     reload_missing = agent.stderr.count("reload refused")
     agent.signal(signal.SIGHUP)
     until(lambda: agent.stderr.count("reload refused") > reload_missing, "a refusal in the log")
+    told = lab.run(["lark", "doctor"], check=False).stdout
+    assert "'reload refused' failed 3 times" in told
     later.talk()
     bob = lab.start_job(["true"], user="bob")
     assert bob.result().status == 0

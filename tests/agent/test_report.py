@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.agent.worker import ONCE, Talker, until
+from tests.agent.worker import ONCE, Talker, kill, until
 from tests.lab.filesystem import ROOT
 
 if TYPE_CHECKING:
@@ -75,16 +75,22 @@ def send_once(lab: Lab, number: int = 1) -> dict[str, int]:
     return {talker.job.job_id: ONCE.bytes for talker in talkers}
 
 
+def listed(lab: Lab) -> list[dict[str, Any]]:
+    """Return what the collector has of jobs."""
+    text = lab.run(["lark", "jobs", "--limit", "0", "--json"], check=False).stdout
+    found: list[dict[str, Any]] = json.loads(text)["jobs"] if text else []
+    return found
+
+
 def finals(lab: Lab, wanted: Mapping[str, int]) -> list[dict[str, Any]]:
     """Wait until the collector has all these jobs' final records; returns what it has."""
 
-    def listed() -> list[dict[str, Any]] | None:
-        text = lab.run(["lark", "jobs", "--limit", "0", "--json"], check=False).stdout
-        jobs: list[dict[str, Any]] = json.loads(text)["jobs"] if text else []
+    def all_there() -> list[dict[str, Any]] | None:
+        jobs = listed(lab)
         done = {job["job_id"] for job in jobs if job["final"]}
         return jobs if done >= wanted.keys() else None
 
-    found: list[dict[str, Any]] = until(listed, "final records in the collector", 70)
+    found: list[dict[str, Any]] = until(all_there, "final records in the collector", 70)
     return found
 
 
@@ -149,6 +155,32 @@ def test_a_collector_that_lost_what_it_acknowledged(lab: Lab, kept: str) -> None
     jobs[running.job.job_id] = ONCE.bytes
     collected(lab, jobs)
     until(lambda: "lost what it had acknowledged" in agent.stderr, "a word about it", 10)
+
+
+def test_a_worker_that_was_installed_anew(lab: Lab) -> None:
+    """Same name, new journal, while a job's records are under way: what is there stays as it is."""
+    lab.collector()
+    agent = lab.agent(CONFIG)
+    wanted = send_once(lab, 2)
+    collected(lab, wanted)
+    before = {job["attachment_id"]: job for job in finals(lab, wanted)}
+    left = Talker(lab)
+    left.talk()
+    until(lambda: len(listed(lab)) == 3, "a report of a job that runs")
+    kill(agent)
+    for file in lab.path("/var/lib/lark").iterdir():
+        file.unlink()
+    left.end()
+    lab.agent(CONFIG)
+    later = send_once(lab, 2)
+    after = {job["attachment_id"]: job for job in finals(lab, later)}
+    assert {key: after[key] for key in before} == before
+    final = {job["job_id"]: job["sent"]["bytes"] for job in after.values() if job["final"]}
+    assert final == wanted | later
+    (open_one,) = (job for job in after.values() if not job["final"])
+    assert (open_one["job_id"], open_one["sent"]["bytes"]) in {
+        (left.job.job_id, 0), (left.job.job_id, ONCE.bytes)
+    }  # fmt: skip
 
 
 def test_a_collector_that_never_acknowledges(lab: Lab) -> None:

@@ -233,6 +233,12 @@ def test_each_fault_is_found_with_its_remedy(
     assert all(f.remedy for f in findings)
 
 
+def test_a_collector_that_was_away_is_no_fault_of_now(machine: Machine) -> None:
+    """Attempts of before are in the status; doctor tells of the collector as it is."""
+    said(errors={"collector away": 7})(machine)
+    assert {finding.level for finding in machine.look("agent")} == {Level.OK}
+
+
 @pytest.mark.parametrize(
     ("check", "spoil", "found"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lark_agent import trouble
 from lark_agent.cli.doctor.findings import fail, ok, warn
 from lark_agent.errors import RemoteError
 
@@ -89,6 +90,8 @@ def status(probe: Probe) -> Iterator[Finding]:
             "their reasons are in journalctl -u lark-agent and in the jobs' hold reasons",
         )
     for task, number in sorted(said.errors.items()):
+        if task == trouble.COLLECTOR_AWAY:
+            continue  # said under "collector"
         yield warn(
             f"the task '{task}' failed {number} times since the agent started",
             "see journalctl -u lark-agent",
