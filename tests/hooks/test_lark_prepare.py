@@ -120,6 +120,8 @@ def test_an_agent_that_is_restarted_is_waited_for(worker: Worker) -> None:
         (b"LARK", "not of this version"),
         (struct.pack("<4sHH", b"LARK", 9, 0), "not of this version"),
         (b"X" * 100, "not of this version"),
+        (refused(2, "")[:7], "not of this version"),
+        (refused(2, "x" * 2000), "not of this version"),
     ],
 )
 def test_an_answer_that_is_none_sends_the_job_elsewhere(

@@ -48,8 +48,10 @@ static size_t receive_answer(int agent, struct msghdr *message, char *reply)
 		refuse(size ? "no answer from the agent: %m; " ADVICE
 		    : "no answer from the agent: it closed the connection; " ADVICE);
 	const uint8_t *head = (const uint8_t *)reply;
-	if (size < 8 || memcmp(reply, "LARK\1", 6) != 0 || message->msg_flags & MSG_TRUNC)
+	if (size < 8 || memcmp(reply, "LARK\1", 6) != 0 || message->msg_flags & MSG_TRUNC) {
+		*reply = '\0'; /* part of an answer is none, whoever looks at it afterwards */
 		refuse("the agent's answer is not of this version; restart lark-agent");
+	}
 	if ((head[6] | head[7] << 8) != GRANTED && (head[6] | head[7] << 8) != MAKE_OWN)
 		refuse("refused by the agent: %s", reply + 8);
 	return (size_t)size;
