@@ -40,7 +40,7 @@ static uint64_t gres_count(const char *list, const char *name)
 		if (strncmp(item, name, length) == 0 && strchr("(:,", item[length])) {
 			const char *count = strstr(item, "CNT:");
 			count = count && count < end ? count + 4 : item + length + 1;
-			return item[length] ? strtoull(count, NULL, 10) : 1;
+			return item + length < end ? strtoull(count, NULL, 10) : 1;
 		}
 		item = end;
 	}
