@@ -53,8 +53,10 @@ static void read_state(int argc, char **argv, uintmax_t *saved)
 	char *end;
 	bool good = true;
 
-	for (char **variable = environ; *variable; variable++)
-		good = good && *(*variable)++ == GUARD;
+	for (char **variable = environ; *variable && good; variable++) {
+		good = **variable == GUARD; /* the last words look into what is left */
+		*variable += good;
+	}
 	for (int i = 0; i < SAVED && good; i++, text = end + 1) {
 		saved[i] = strtoumax(text, &end, 10);
 		good = *text >= '0' && *text <= '9' && *end == (i + 1 < SAVED ? ',' : '\0');
