@@ -5,15 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := clang libbpf-dev libc6-dev musl-tools gcc make python3-venv nftables libnftables1 iproute2 \
 	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64 \
-	udhcpc dnsmasq-base openvswitch-switch debootstrap debian-archive-keyring
+	udhcpc dnsmasq-base openvswitch-switch debootstrap debian-archive-keyring \
+	libclang-rt-14-dev libslurm-dev
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge libslurm-dev libpmi2-0 mariadb-server-core mariadb-client-core
 SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/datapath/*.h \
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h lark_agent/schedulers/*.py)
 PYTEST_WORKERS ?= 2
 SUITE ?= trixie
 MINUTES ?= 10
+SECONDS ?= 60
 
-.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points soak bench experiments deb lint format clean
+.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points fuzz soak bench experiments deb lint format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -57,6 +59,9 @@ mutants: build ## Remove each guard against hostile jobs, and see its test fail
 
 crash-points: build ## Kill the agent at every named point (CI: at every sixth)
 	CRASH_POINTS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/agent/test_crash_points.py
+
+fuzz: build ## Fuzz what the native programs read, each harness for SECONDS (ONLY="answer ad")
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ONLY)
 
 soak: build ## Run jobs against kills, loss and full disks for MINUTES; books must equal the wire
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
