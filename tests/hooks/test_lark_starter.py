@@ -17,9 +17,10 @@ import pytest
 
 from lark_agent.linux import namespaces
 from tests.hooks.fake_agent import FakeAgent, granted, refused
+from tests.hooks.hostile_agent import SILENT_OR_GARBLED, WRONG_GRANTS, Hostile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from tests.hooks.conftest import Worker
 
@@ -31,7 +32,9 @@ import json, os, sys
 fds = sorted(int(name) for name in os.listdir("/proc/self/fd"))
 print(json.dumps({
     "pid": os.getpid(), "argv": sys.argv[1:], "network": os.readlink("/proc/self/ns/net"),
-    "inherit": os.environ.get("CONDOR_INHERIT"), "open": len(fds),
+    "inherit": os.environ.get("CONDOR_INHERIT"), "open": len(fds), "folder": os.getcwd(),
+    "mounts": os.readlink("/proc/self/ns/mnt"), "resolver": open("/etc/resolv.conf").read(),
+    "jailed": os.path.exists("/srv/jail"),
 }))
 """
 WORDS = ("-f", "-a", "slot1_1", "submit.example.org")
@@ -51,7 +54,13 @@ class Startd:
         port = self.listener.getsockname()[1]
         self.address = f"<192.0.2.10:{port}?addrs=192.0.2.10-{port}&noUDP&sock=startd_1>"
 
-    def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        folder: Path | None = None,
+        before: Callable[[], None] | None = None,
+    ) -> dict[str, Any]:
         """Start a starter; returns what it said."""
         inherit = {"CONDOR_INHERIT": f"77 {self.address} 0 1"}
         # the shell stays its parent: it has more to do
@@ -59,6 +68,7 @@ class Startd:
         done = subprocess.run(
             [self.folder / "condor_startd", "-c", script, self.folder / "lark-starter", *arguments],
             capture_output=True, text=True, check=True, timeout=60,
+            cwd=folder, preexec_fn=before,
             env={"PATH": "/usr/bin:/bin", **(inherit if env is None else env)},
         )  # fmt: skip
         said: dict[str, Any] = json.loads(done.stdout)
@@ -136,6 +146,55 @@ def test_a_startd_out_of_reach_brings_it_back(worker: Worker, startd: Startd) ->
     assert said["network"] == here()
     (notice,) = agent.notices
     assert b"cannot reach the startd from the sandbox" in notice
+
+
+def test_whatever_the_agent_says_it_runs_as_ever(worker: Worker, startd: Startd) -> None:
+    """An agent may be wrong in every way there is: the starter runs, and where it would have."""
+    mounts = str(Path("/proc/self/ns/mnt").readlink())
+    for name, script in (SILENT_OR_GARBLED | WRONG_GRANTS).items():
+        with Hostile(script, worker.namespace) as agent:
+            said = startd.run(*WORDS)
+        assert agent.callers == 1
+        assert (name, said["network"], said["mounts"]) == (name, here(), mounts)
+        assert (said["argv"], said["open"]) == (list(WORDS), 4)
+
+
+@pytest.mark.parametrize("flags", [1, 1 | 7 << 16], ids=["no way", "no such resolver"])
+def test_it_comes_back_out_of_the_sandboxs_mounts(
+    worker: Worker, startd: Startd, flags: int
+) -> None:
+    """With another resolver, too: names are the worker's again, and it is where it was."""
+    Path("/run/lark").mkdir(exist_ok=True)
+    Path("/run/lark/resolv.conf").write_text("nameserver 192.0.2.53\n")
+    folder = worker.run.parent / "log"
+    folder.mkdir()
+    with worker.agent(granted(flags)) as agent:
+        said = startd.run(*WORDS, folder=folder)
+    assert said["network"] == here()
+    assert said["mounts"] == str(Path("/proc/self/ns/mnt").readlink())
+    assert said["resolver"] == Path("/etc/resolv.conf").read_text()
+    assert (said["folder"], said["open"]) == (str(folder), 4)
+    assert len(agent.notices) == 1
+
+
+def test_it_comes_back_to_the_root_it_had(worker: Worker, startd: Startd) -> None:
+    """HTCondor may live below a root of its own; the starter is found there and runs there."""
+    jail = Path("/run/jail")
+    jail.mkdir()
+    for words in (
+        "--rbind / /run/jail",
+        "--make-rprivate /run/jail",
+        "-t tmpfs jail /run/jail/srv",
+    ):
+        subprocess.run(["mount", *words.split()], check=True)
+    (jail / "srv" / "jail").touch()
+    Path("/run/lark").mkdir(exist_ok=True)
+    Path("/run/lark/resolv.conf").write_text("nameserver 192.0.2.53\n")
+    with worker.agent(granted(1)) as agent:
+        said = startd.run(*WORDS, before=lambda: os.chroot(jail))
+    assert len(agent.notices) == 1
+    assert said["jailed"]
+    assert said["mounts"] == str(Path("/proc/self/ns/mnt").readlink())
 
 
 @pytest.mark.parametrize(

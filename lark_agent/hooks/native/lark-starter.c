@@ -29,6 +29,7 @@
 enum { PATIENCE_SECONDS = 5 }; /* for an agent that is restarted */
 static char **starter;         /* its argv */
 static int outside = -1;       /* the worker's network, once we may have left it */
+static int mounts = -1, root = -1, folder = -1; /* where its resolver is, likewise */
 
 /* Become the real starter: the file beside that of the startd, which is our parent. */
 __attribute__((noreturn))
@@ -48,6 +49,25 @@ static void exec_starter(void)
 	_exit(NOT_FOUND);
 }
 
+/* Leave the sandbox, if we are in it, with what it shows of itself: its resolver would answer
+ * nobody outside. Root and folder are put at the top by the kernel; they may have been elsewhere. */
+static bool go_back(void)
+{
+	if (outside != -1 && setns(outside, CLONE_NEWNET) == -1)
+		return false;
+	return mounts == -1 || (setns(mounts, CLONE_NEWNS) == 0 && fchdir(root) == 0
+	    && chroot(".") == 0 && fchdir(folder) == 0);
+}
+
+static int open_here(const char *path, int how)
+{
+	int fd = open(path, how | O_CLOEXEC);
+
+	if (fd == -1)
+		refuse("cannot open %s, to come back to it: %m; raise the limit of open files", path);
+	return fd;
+}
+
 /* Give up on the sandbox, not on the job. */
 static void die(int status, const char *format, ...)
 {
@@ -58,7 +78,7 @@ static void die(int status, const char *format, ...)
 	(void)vsnprintf(line, sizeof line, format, values);
 	va_end(values);
 	syslog(LOG_WARNING, "file transfer is not accounted: %s", line);
-	if (outside != -1 && setns(outside, CLONE_NEWNET) == -1)
+	if (!go_back())
 		syslog(LOG_ERR, "cannot go back to the worker's network: %m");
 	give_back(status, line, strlen(line));
 	exec_starter();
@@ -114,13 +134,15 @@ int main(int argc, char **argv)
 	int namespace = receive_namespace(agent, &flags);
 	if (namespace == -1 || is_here(namespace))
 		refuse("the agent granted no other network than the worker's own");
-	outside = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
-	if (outside == -1)
-		refuse("cannot open the worker's network: %m; raise the limit of open files");
-	if (flags & BIND_RESOLVER)
+	outside = open_here("/proc/self/ns/net", O_RDONLY);
+	if (flags & BIND_RESOLVER) {
+		root = open_here("/", O_PATH | O_DIRECTORY);
+		folder = open_here(".", O_PATH | O_DIRECTORY);
+		mounts = open_here("/proc/self/ns/mnt", O_RDONLY);
 		enter(namespace, flags);
-	else
+	} else {
 		enter_bare(namespace);
+	}
 	try_way(&startd);
 	exec_starter();
 }
