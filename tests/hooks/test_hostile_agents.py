@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import signal
 import socket
 import subprocess
 import time
@@ -139,24 +138,6 @@ def test_an_agent_that_accepts_nobody_is_waited_for_a_bounded_time(impatient: Wo
         other.connect(str(RUN_SOCKET))
         done = impatient.execute(str(impatient.run), *impatient.mark)
     impatient.assert_refused(done, "no agent at /run/lark/run.sock: Resource temporarily")
-
-
-def test_signals_do_not_prolong_the_wait(impatient: Worker) -> None:
-    """Stopped and continued all the time, it ends when it would have."""
-    with (
-        Hostile(_never, impatient.namespace),
-        impatient.start(str(impatient.run), *impatient.mark) as job,
-    ):
-        end = time.monotonic() + IN_TIME
-        while job.poll() is None and time.monotonic() < end:
-            for one in (signal.SIGSTOP, signal.SIGCONT):
-                os.kill(job.pid, one)
-            time.sleep(0.05)
-        job.kill()  # it is not waited for yet, or gone already
-        _, words = job.communicate(timeout=IN_TIME)
-    assert job.returncode == 125
-    assert f"no answer from the agent in {BOUND} s" in words.decode()
-    assert not impatient.marker.exists()
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="poll has another number here")
