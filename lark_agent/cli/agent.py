@@ -33,7 +33,8 @@ def agent() -> None:
 
     \b
     Exit statuses: 0 stopped in order, 1 other error, 2 configuration or usage,
-    3 the machine lacks something, 4 the kernel refused, 5 the journal is unusable.
+    3 the machine lacks something, 4 the kernel refused, 5 the journal is unusable,
+    6 the agent does not answer.
     """  # noqa: D301  \b keeps click from filling the lines
 
 
@@ -208,6 +209,19 @@ def gc(file: Path | None, *, dry_run: bool, as_json: bool) -> None:
     if not dry_run:
         raise click.UsageError("repairs are the agent's: restart it, or wait a minute")
     garbage.show(load(AgentSettings, file, AGENT_FILE), as_json=as_json)
+
+
+@agent.command(epilog="\b\nExample:\n  lark-agent status\n  sudo lark-agent status --json")
+@_FILE
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def status(file: Path | None, *, as_json: bool) -> None:
+    """Show the state of the agent that runs here: slots, link, refusals and errors by name.
+
+    Root also sees when the worker's certificate ends. Exit status 6 if no agent answers.
+    """
+    from lark_agent.cli import worker_status  # noqa: PLC0415  --help stays fast
+
+    worker_status.show(load(AgentSettings, file, AGENT_FILE), as_json=as_json)
 
 
 @agent.command("debug-bundle")

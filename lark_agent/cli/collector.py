@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.group(epilog="Exit statuses: 0 done, 2 wrong configuration or usage, 3 this machine lacks "
-    "something, 5 the store cannot be used, 1 anything else.")  # fmt: skip
+    "something, 5 the store cannot be used, 6 no answer, 1 anything else.")  # fmt: skip
 @click.version_option(package_name="lark-agent")
 def collector() -> None:
     """Take the workers' usage reports, keep them, answer questions about them."""
@@ -67,6 +67,20 @@ def check(config: Path | None) -> None:
     settings = _settings(config, {})
     for key in settings.__struct_fields__:
         click.echo(f"{key} = {getattr(settings, key)}")
+
+
+@collector.command(epilog="\b\nExample:\n  sudo lark-collector status --json")
+@click.option("--socket", metavar="PATH", help="Where to ask, if not where it is configured.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def status(socket: str | None, *, as_json: bool) -> None:
+    """Show the state of the collector that runs here, to root, admins and observers.
+
+    Store, workers that report, records, what was refused, errors by name since the start, and when
+    its certificates end. Exit status 6 if it does not answer, or refuses.
+    """
+    from lark_agent.cli import status as state  # noqa: PLC0415  see the module's docstring
+
+    state.show(socket or _settings(None, {}).socket, as_json=as_json)
 
 
 @collector.command("htcondor-config")

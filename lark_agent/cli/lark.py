@@ -42,6 +42,8 @@ Exit status:
   2    wrong option, or a configuration file that cannot be used
   6    the agent or collector did not answer, or refused
   7    no such job among those you may see
+  8    `lark doctor --live`: a trial failed
+  9    `lark doctor --live`: something could not be tried
   125  `lark run` could not start the command
   130  interrupted
 """
@@ -299,28 +301,42 @@ def top(obj: dict[str, str], /, once: bool, interval: float, **given: Any) -> No
             view.live(asker, wanted, console, interval)
 
 
-@lark.command(epilog=example("sudo lark doctor", "lark doctor --json"))
+@lark.command(epilog=example("sudo lark doctor", "lark doctor --json", "sudo lark doctor --live"))
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
     help="The agent's configuration. Default: /etc/lark/agent.toml",
 )
+@click.option("--live", is_flag=True, help="Try it instead: run a job, as root.")
+@click.option("--user", metavar="NAME", help="With --live: whose job it is to be. Default: nobody")
 @as_json_option
 @click.pass_obj
-def doctor(obj: dict[str, str | None], config: Path | None, as_json: bool) -> None:
+def doctor(
+    obj: dict[str, str | None], config: Path | None, user: str | None, *, live: bool, as_json: bool
+) -> None:
     """Check this worker: kernel, firewall, addresses, resolver, wrapper, agent.
 
     Each finding comes with its remedy. Nothing is changed. Without root some checks cannot be
     made; they are listed as such. Exit status 1 if anything fails.
+
+    With --live a job runs through a sandbox of the agent, and talks with a peer on this worker:
+    does it get there, is it translated, does its record equal what was sent and received, is what
+    is forbidden dropped and counted, is nothing left. Exit status 8 if any of it fails, 9 if some
+    could not be tried, such as when all slots are taken.
     """
     from lark_agent.cli import tables  # noqa: PLC0415  as above
     from lark_agent.cli.doctor import report, system  # noqa: PLC0415  as above
 
-    findings = report.examine(system.probe(config, obj["agent"]))
+    if user and not live:
+        raise click.UsageError("--user is for --live")
+    probe = system.probe(config, obj["agent"])
+    findings = system.live(probe, obj["agent"], user) if live else report.examine(probe)
     if as_json:
         click.echo(report.as_json(findings))
     else:
         tables.draw([report.text(findings)])
+    if live:
+        raise click.exceptions.Exit(report.tried(findings))
     if report.failed(findings):
         raise click.exceptions.Exit(1)
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 import structlog
 
+from lark_agent import trouble
 from lark_agent.errors import StoreError
 from lark_agent.trust.certificates import Member, member_of
 
@@ -131,6 +132,11 @@ class Admission:
             if not streams:
                 del self._reporting[worker]
 
+    @property
+    def reporting(self) -> dict[str, int]:
+        """How many streams of reports each worker has, of those that have one."""
+        return {worker: len(streams) for worker, streams in self._reporting.items()}
+
     async def watch(self) -> None:
         """End streams of workers that may not report any more, until cancelled."""
         stamp: tuple[int, ...] = ()
@@ -139,6 +145,7 @@ class Admission:
             try:
                 before, stamp = stamp, self._authority.stamp()
             except StoreError as error:
+                trouble.met("revoked workers")
                 log.error("cannot look for revoked workers", error=str(error))
                 continue
             # two changes within a tick of the kernel's clock have one stamp

@@ -40,12 +40,20 @@ from lark_agent.collector.enrolling import EnrollmentServicer, ListenerCredentia
 from lark_agent.collector.ingest import CollectorServicer
 from lark_agent.collector.ledger import Ledger
 from lark_agent.collector.schema import StoreFullError, open_engine
+from lark_agent.collector.state import State, StateServicer
 from lark_agent.collector.store import Store
 from lark_agent.collector.writer import Writer
 from lark_agent.errors import LarkError, PrerequisiteError, StoreError
 from lark_agent.linux import systemd
 from lark_agent.rpc.frontdoor import FrontDoor
-from lark_agent.rpc.lark.v1 import query_pb2, query_pb2_grpc, report_pb2, report_pb2_grpc
+from lark_agent.rpc.lark.v1 import (
+    collector_pb2,
+    collector_pb2_grpc,
+    query_pb2,
+    query_pb2_grpc,
+    report_pb2,
+    report_pb2_grpc,
+)
 from lark_agent.rpc.queries import QueryServicer
 from lark_agent.trust.authority import DAY, Authority
 
@@ -55,6 +63,7 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 5.0
 STOP_SECONDS = 1.0
 REPORTS = report_pb2.DESCRIPTOR.services_by_name["Collector"].full_name
+STATE = collector_pb2.DESCRIPTOR.services_by_name["CollectorState"].full_name
 QUERIES = query_pb2.DESCRIPTOR.services_by_name["Query"].full_name
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -124,7 +133,7 @@ class Daemon:
         people = self._server()
         query_pb2_grpc.add_QueryServicer_to_server(queries, people)
         reflection.enable_server_reflection(
-            (QUERIES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            (QUERIES, STATE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
              reflection.SERVICE_NAME), people)  # fmt: skip
         _listen(people, door.address)
 
@@ -139,6 +148,7 @@ class Daemon:
             (REPORTS, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
              reflection.SERVICE_NAME), workers)  # fmt: skip
         servers = [people, workers]
+        shown = None
         if authority is None:
             self.port = _listen(workers, self._settings.listen)
             _warn_if_exposed(self._settings.listen)
@@ -149,6 +159,11 @@ class Daemon:
             if self._settings.enroll:
                 servers.append(self._enrollment(authority, shown))
 
+        state = State(engine, self._writer, self._admission, shown)
+        settings = self._settings
+        collector_pb2_grpc.add_CollectorStateServicer_to_server(
+            StateServicer(state, door.caller, settings.admin_group, settings.observers), people
+        )
         for server in servers:
             await server.start()
             stack.push_async_callback(server.stop, STOP_SECONDS)

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import structlog
+from cryptography.x509 import load_pem_x509_certificates
 
+from lark_agent import trouble
 from lark_agent.errors import InvalidRequest, LarkError, PolicyRefusal, StoreError
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 from lark_agent.trust.certificates import certificate_pem, key_pem
@@ -83,7 +85,7 @@ class ListenerCredentials:
         self._authority = authority
         self._life = life_seconds
         self._stamp: tuple[int, ...] = ()
-        self._made = 0.0
+        self._made = self._ends = 0.0
         self._latest: grpc.ServerCertificateConfiguration | None = None
 
     def credentials(self, *, of_workers: bool) -> grpc.ServerCredentials:
@@ -92,11 +94,20 @@ class ListenerCredentials:
             self._configuration(), self._fetch, require_client_authentication=of_workers
         )
 
+    def ends(self) -> tuple[float, float]:
+        """Return when what is shown ends, and the newest signer; seconds since the epoch.
+
+        Raises StoreError.
+        """
+        signers = load_pem_x509_certificates(self._authority.authorities())
+        return self._ends, signers[0].not_valid_after_utc.timestamp()
+
     def _fetch(self) -> grpc.ServerCertificateConfiguration:
         """Return the latest; called by gRPC at each handshake, from threads of its own."""
         try:
             return self._configuration()
         except StoreError as error:
+            trouble.met("collector's certificate")
             log.error("cannot renew the collector's certificate", error=str(error))
             assert self._latest is not None
             return self._latest
@@ -114,6 +125,7 @@ class ListenerCredentials:
                 root_certificates=self._authority.authorities(),
             )
             self._stamp, self._made = stamp, time.time()
+            self._ends = own.certificate.not_valid_after_utc.timestamp()
         return self._latest
 
 

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import grpc
 import structlog
 
+from lark_agent import trouble
 from lark_agent.collector import enrolling
 from lark_agent.collector.enrolling import PROTOCOL, WORKER
 from lark_agent.collector.ledger import WorkerClaims
@@ -148,6 +149,7 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
         try:
             first = await asyncio.wait_for(anext(messages, None), self._hello_seconds)
         except TimeoutError:
+            trouble.met("streams without hello")
             await _end(
                 context,
                 grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -191,6 +193,7 @@ class CollectorServicer(report_pb2_grpc.CollectorServicer):
             answer = report_pb2.Acknowledgement(number=message.batch.number, mark=mark)
             return report_pb2.CollectorMessage(acknowledgement=answer)
         except InvalidRecord as error:
+            trouble.met("refused batches")
             log.warning("refused a batch", worker=worker, error=str(error))
             await _end(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except StoreError as error:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
+from lark_agent import trouble
 from lark_agent.collector.ledger import WorkerClaims
 from lark_agent.errors import LarkError, StoreError
 
@@ -139,9 +140,11 @@ class Writer:
             outcomes = store([work for work, _ in group])
             self._note(None)
         except StoreError as error:
+            trouble.met("store")
             self._note(error)
             outcomes = [error] * len(group)
         except Exception as error:
+            trouble.met("store, unexpectedly")
             log.exception("storing failed unexpectedly")
             self._note(StoreError(f"storing failed unexpectedly: {error!r}; see the log"))
             outcomes = [self.failure] * len(group)

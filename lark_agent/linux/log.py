@@ -1,9 +1,11 @@
 """Logs of the services: one line of key=value pairs an event, on standard error.
 
 `setup` routes structlog and the standard library's loggers (grpc, asyncio) into one format. Under
-systemd, standard error is the journal's: JOURNAL_STREAM names its device and inode, and each line
-then starts with `<N>`, the syslog priority that journald takes off again (sd-daemon(3)), and has
-no time, since the journal keeps its own. Elsewhere a line starts with the UTC time.
+systemd, standard error is the journal's: JOURNAL_STREAM names its device and inode. Each event is
+then an entry with fields of its own (`lark_agent.linux.journal`), or, where the journal does not
+take that, a line that starts with `<N>`, the syslog priority that journald takes off again
+(sd-daemon(3)); it has no time, since the journal keeps its own. Elsewhere a line starts with the
+UTC time.
 
 A line that knows a slot, a sandbox or a job, but not the attachment, gets it from who was told by
 `attribute` to find it: so what a driver deep in the kernel's affairs complains about can be found
@@ -22,8 +24,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from lark_agent.linux import journal
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from structlog.typing import EventDict, Processor, WrappedLogger
 
@@ -31,9 +36,9 @@ PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """Names of levels as syslog priorities (RFC 5424, 6.2.1)."""
 
 
-def setup(*, verbose: bool = False) -> None:
-    """Send every log line to standard error; debug lines only if verbose."""
-    journal = _stderr_is_journal()
+def setup(*, verbose: bool = False, socket: Path = journal.SOCKET) -> None:
+    """Log to standard error, or to the journal at `socket`; debug events only if verbose."""
+    journaled = _stderr_is_journal()
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -41,16 +46,18 @@ def setup(*, verbose: bool = False) -> None:
         _attributed,
         _printable,
     ]
-    if not journal:
+    if not journaled:
         shared.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            _Line(prefixed=journal),
+            _Line(journaled=journaled),
         ],
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if journaled:
+        handler = journal.Journal(socket)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -85,10 +92,10 @@ def _attributed(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDi
 
 
 class _Line:
-    """Renders one event: priority or time, level, event, then the other pairs in order."""
+    """Renders one event: time, level, event, then the other pairs in order; or as an entry."""
 
-    def __init__(self, *, prefixed: bool) -> None:
-        self._prefixed = prefixed
+    def __init__(self, *, journaled: bool) -> None:
+        self._journaled = journaled
         self._pairs = structlog.processors.LogfmtRenderer(
             key_order=["timestamp", "level", "event"], drop_missing=True, bool_as_flag=False
         )
@@ -96,7 +103,7 @@ class _Line:
     def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> str:
         level = str(event.get("level", "info"))
         line = self._pairs(logger, name, event)
-        return f"<{PRIORITIES.get(level, 6)}>{line}" if self._prefixed else line
+        return journal.entry(line, PRIORITIES.get(level, 6), event) if self._journaled else line
 
 
 def _printable(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:

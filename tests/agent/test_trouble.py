@@ -1,4 +1,4 @@
-"""Every error that the agent gets over is counted, returned, or allowed here for a reason.
+"""Every error that agent and collector get over is counted, returned, or allowed here for a reason.
 
 The `except` clauses and `suppress` calls are read from the source, so that a new one is found.
 """
@@ -14,9 +14,9 @@ import lark_agent
 from lark_agent import trouble
 
 ROOT = Path(lark_agent.__file__).parent
-ROOMS = ("agent", "accounting", "sandbox")
+ROOMS = ("agent", "accounting", "sandbox", "collector")
 COUNTERS = {"errors", "build_errors", "refusals"}
-TELLING = {"_abort", "_refuse", "append"}
+TELLING = {"_abort", "_refuse", "_end", "_unwell", "append"}
 """Calls that hand an error to whoever asked."""
 ORDINARY = {
     "TimeoutError": "the end of a wait that was meant to end",
@@ -52,6 +52,10 @@ ALLOWED = {
     "agent/recovery.py _find": "the process has ended",
     "agent/reporter.py run": "kept as a reason, and counted below",
     "agent/service.py _name": "an account without a name has a number",
+    "collector/daemon.py _start": "the writer counts it",
+    "collector/daemon.py _warn_if_exposed": "a name is no address",
+    "collector/daemon.py watch": "the writer counts it",
+    "collector/writer.py _run": "the queue is empty",
     "sandbox/firewall.py stands": "says no, and who asked writes and counts it",
     "sandbox/host.py _group": "the control group is gone",
     "sandbox/host.py _move": "the process has ended; the job is refused",

@@ -81,7 +81,8 @@ def test_each_door_has_its_services(folder: Path) -> None:
     async def talk() -> None:
         async with Daemon(settings_in(folder)):
             assert await services(f"unix:{folder}/reports") == common | {"lark.v1.Collector"}
-            assert await services(f"unix:{folder}/q") == common | {"lark.v1.Query"}
+            people = {"lark.v1.Query", "lark.v1.CollectorState"}
+            assert await services(f"unix:{folder}/q") == common | people
             assert await health(f"unix:{folder}/reports", "lark.v1.Collector") == 1
             assert await health(f"unix:{folder}/q", "lark.v1.Query") == 1
             assert await health(f"unix:{folder}/q") == 1

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPEAK = """
-import logging, structlog
+import logging, pathlib, structlog, sys
 from lark_agent.linux import log
-log.setup(verbose=False)
+log.setup(verbose=False, socket=pathlib.Path(sys.argv[1]))
 structlog.get_logger().info("job started", job="7.0", count=3)
 structlog.get_logger().debug("not shown")
-structlog.get_logger().warning("forged\\n<0>line", owner="\\x1b[31mred")
+structlog.get_logger().warning("forged\\n<0>line", owner="\\x1b[31mred", attachment="0190-a")
 logging.getLogger("grpc").error("from a %s", "library")
 try:
     1 / 0
@@ -38,7 +38,7 @@ def spoken(*, as_journal: bool, tmp_path: Path) -> list[str]:
         # any other inode: a JOURNAL_STREAM inherited from a parent is not ours
         inode = status.st_ino if as_journal else status.st_ino + 1
         subprocess.run(
-            [sys.executable, "-c", SPEAK],
+            [sys.executable, "-c", SPEAK, str(tmp_path / "journal")],
             check=True,
             stderr=stream,
             env={**os.environ, "JOURNAL_STREAM": f"{status.st_dev}:{inode}"},
@@ -53,6 +53,22 @@ def test_the_journal_gets_priorities_and_no_time(tmp_path: Path) -> None:
     assert [line[:3] for line in lines] == ["<6>", "<4>", "<3>", "<3>"]
     assert lines[2] == '<3>level=error event="from a library"'
     assert "ZeroDivisionError" in lines[3]
+
+
+def test_the_journal_gets_fields_to_ask_for(tmp_path: Path) -> None:
+    """Attachment and job are fields of the entry, in one datagram; then standard error is empty."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(tmp_path / "journal"))
+        journal.settimeout(10)
+        assert spoken(as_journal=True, tmp_path=tmp_path) == []
+        entries = [journal.recv(65_536).decode().split("\n") for _ in range(4)]
+    assert entries[0] == [
+        'MESSAGE=level=info event="job started" job=7.0 count=3', "PRIORITY=6",
+        "SYSLOG_IDENTIFIER=-c", "LARK_JOB=7.0", "",
+    ]  # fmt: skip
+    assert [entry[1] for entry in entries] == [f"PRIORITY={n}" for n in (6, 4, 3, 3)]
+    assert "LARK_ATTACHMENT=0190-a" in entries[1]
+    assert all(len(entry) <= 6 for entry in entries), "no value makes a field of its own"
 
 
 def test_a_terminal_gets_the_time_and_no_priorities(tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ STYLES = {
     Level.UNCHECKED: "magenta",
 }
 
+FAILED, NOT_TRIED = 8, 9
+"""Exit statuses of `--live`."""
 Findings = list[tuple[str, "Finding"]]
 
 
@@ -81,6 +83,13 @@ def _look(check: Check, probe: Probe) -> list[Finding]:
 def failed(findings: Findings) -> bool:
     """Say whether anything must be repaired."""
     return any(finding.level is Level.FAIL for _, finding in findings)
+
+
+def tried(findings: Findings) -> int:
+    """Return the exit status of `--live`."""
+    if failed(findings):
+        return FAILED
+    return NOT_TRIED if any(f.level is Level.UNCHECKED for _, f in findings) else 0
 
 
 def as_json(findings: Findings) -> str:

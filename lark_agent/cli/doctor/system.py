@@ -27,6 +27,7 @@ from lark_agent.linux.traffic import MAJOR, HtbClass, Traffic
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from lark_agent.cli.doctor.report import Findings
     from lark_agent.config import Network
     from lark_agent.errors import LarkError
     from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
@@ -44,6 +45,8 @@ table inet lark_doctor {
   }
 }
 """
+NOBODY = "nobody"
+"""Whose the trial job is unless somebody else is named."""
 _TRIED = 0x3FFFFFFF
 """Index of a device that lives in a namespace for as long as it is tried."""
 
@@ -83,6 +86,14 @@ def probe(config: Path | None, agent: str | None) -> Probe:
         free_bytes=lambda path: shutil.disk_usage(path).free,
         group_exists=_group_exists,
     )
+
+
+def live(opened: Probe, agent: str | None, user: str | None) -> Findings:
+    """Run a job through the agent and compare; see `lark_agent.cli.doctor.live`."""
+    from lark_agent.cli.doctor import live  # noqa: PLC0415  imports netlink, which takes 90 ms
+
+    where = agent or f"{opened.settings.paths.run}/agent.sock"
+    return live.examine(opened, where, user or NOBODY)
 
 
 def _features(settings: AgentSettings) -> Sequence[tuple[str, bool, str]]:
