@@ -27,13 +27,16 @@ FAR_CLASSES = {"campus": CAMPUS, "other": INTERNET}
 """Where the packets of each class are seen."""
 PREFIXES = ("198.18.7.0/24", "2001:db8:7::/112")
 SLOTS, THREADS = 16, 6
-DISKS = {STATE: "8m", STORE: "32m"}
+MEGABYTES = {STATE: 32, STORE: 32}
+MORE_A_MINUTE = 8
+"""Of the collector's, which forgets nothing."""
 CONFIG = f"""
 [collector]
 address = "127.0.0.1:9620"
 insecure = true
 [accounting]
 interval_seconds = 1
+journal_size = "4 MB"
 [pool]
 slots = {SLOTS}
 ready = 4
@@ -121,7 +124,7 @@ def soak(folder: Path, seconds: float, seed: int | None = None, *, say: bool = T
     captures = {name: folder / f"{name}.pcap" for name in FAR_CLASSES}
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(delegated=PREFIXES))
-        stopped = _prepare(lab)
+        stopped = _prepare(lab, MORE_A_MINUTE * int(seconds / 60))
         faults = Faults(lab, CONFIG, "", chosen)
         idle = _settled(lab, faults)
         runners = Runners(lab, _wrappers(lab), chosen, THREADS)
@@ -152,11 +155,12 @@ def soak(folder: Path, seconds: float, seed: int | None = None, *, say: bool = T
         )  # fmt: skip
 
 
-def _prepare(lab: Lab) -> Standing:
+def _prepare(lab: Lab, more: int) -> Standing:
     """Make disks that can be full; returns what a worker is left with that had no job at all."""
-    for place, size in DISKS.items():
+    for place, size in MEGABYTES.items():
+        options = f"size={size + more * (place == STORE)}m"
         lab.run(["mkdir", "-p", place])
-        lab.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "disk", place])
+        lab.run(["mount", "-t", "tmpfs", "-o", options, "disk", place])
     lab.path(FILE).write_text(CONFIG)
     collector = lab.collector("")
     for daemon in (lab.agent(CONFIG), collector):
