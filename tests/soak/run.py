@@ -62,6 +62,8 @@ exec setpriv --no-new-privs {WRAPPERS}/lark-run "$@"
 """
 FILE = LAB_STATE / "soak.toml"
 NOTE_SECONDS = 15
+MOST_KEPT = 5
+"""Connections that SQLAlchemy's pool keeps."""
 CALM_JOBS = 40
 """Run at last by daemons that nothing happens to: what they leak, these show."""
 MOST_REFUSED = 0.5
@@ -176,11 +178,16 @@ def _wrappers(lab: Lab) -> dict[str, str]:
 
 
 def _settled(lab: Lab, faults: Faults) -> Standing:
-    """Wait until daemons without a job have what they want to have, and return that."""
+    """Wait until daemons without a job have what they want to have, and return that.
+
+    How many connections to its store the collector keeps depends on how many calls met.
+    """
     before: Standing = {}
     while (now := standing(lab, str(FILE), faults.daemons())) != before:
         before = now
         time.sleep(1)
+    for file in ("usage.sqlite", "usage.sqlite-wal"):
+        now["descriptors of the collector"][f"{STORE}/{file}"] = MOST_KEPT
     return now
 
 
