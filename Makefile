@@ -54,7 +54,7 @@ test-slurm: build ## Run jobs of a real Slurm, this machine's release
 	@[ -e lark_agent/hooks/native/bin/spank_lark.so ] || { rm -f $(VENV)/.built; $(MAKE) --no-print-directory build; }
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile tests/slurm
 
-mutants: build ## Remove each guard against hostile jobs, and see its test fail
+mutants: build ## Break each guard against hostile jobs and each promise, and see its test fail
 	$(BIN)/python -m tests.mutants
 
 crash-points: build ## Kill the agent at every named point (CI: at every sixth)

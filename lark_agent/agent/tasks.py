@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 _PAUSE_SECONDS = 1.0
+_AGAIN_SECONDS = 2.0
+"""Whoever has not ended by then after a cancellation is cancelled again."""
 log = structlog.get_logger(__name__)
 
 
@@ -38,10 +40,15 @@ class Tasks:
         self._start(self._guarded(name, work), name)
 
     async def stop(self) -> None:
-        """Cancel everything and wait for it."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        """Cancel everything and wait for it.
+
+        Once is not enough: `asyncio.wait_for` of Python 3.11 loses a cancellation that comes with
+        what it waits for, and its task goes on (python/cpython#86296).
+        """
+        while self._running:
+            for task in self._running:
+                task.cancel()
+            await asyncio.wait(self._running, timeout=_AGAIN_SECONDS)
 
     def _start(self, work: Awaitable[None], name: str) -> None:
         task = asyncio.ensure_future(work)

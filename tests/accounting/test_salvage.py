@@ -60,6 +60,12 @@ def intact(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]
     return directory, written(directory)
 
 
+def sound(file: Path) -> bool:
+    """Tell whether a file is as SQLite writes it, by SQLite and not by the code that is tried."""
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        return bool(database.execute("PRAGMA integrity_check").fetchall() == [("ok",)])
+
+
 def opened(directory: Path) -> tuple[list[Record], bool]:
     """Open the journal and go on with it; returns all its records, and if a file was set aside."""
     journal, aside = open_journal(directory / "journal.sqlite")
@@ -69,6 +75,7 @@ def opened(directory: Path) -> tuple[list[Record], bool]:
     journal.save([moved(another, 5, 5, 1)])
     assert len(journal.living()) >= 1
     journal.close()
+    assert sound(directory / "journal.sqlite"), "the agent goes on with a damaged file"
     again, damaged = open_journal(directory / "journal.sqlite")
     assert damaged is None, "what was kept is sound"
     again.close()

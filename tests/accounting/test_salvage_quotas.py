@@ -16,6 +16,7 @@ from lark_agent.accounting.quotas import PoolKey
 from lark_agent.accounting.salvage import open_allotments
 from lark_agent.errors import StoreError
 from lark_agent.model import Rates
+from tests.accounting.test_salvage import sound
 
 NUMBER = 120
 PAGE = 4096
@@ -58,6 +59,7 @@ def opened(content: bytes) -> tuple[list[Allotment], int, bool]:
         allotments.settle(allotment(2 * NUMBER))
         assert standings(file, NOON, lambda *_: True)
         allotments.close()
+        assert sound(file), "the agent goes on with a damaged file"
         again, damaged = open_allotments(file)
         assert damaged is None, "what was kept is sound"
         again.close()

@@ -149,24 +149,24 @@ class Capture:
         return said
 
 
-def frames(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (length on the wire, captured bytes) of each frame."""
+def frames(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (UTC nanoseconds, length on the wire, captured bytes) of each frame."""
     data = memoryview(path.read_bytes())
     magic, *_, link = struct.unpack_from("=IHHiIII", data)
     if magic != 0xA1B2C3D4 or link != 1:
         raise CaptureError(f"{path} is not a pcap file of Ethernet frames in host byte order")
     offset = 24
     while offset + 16 <= len(data):
-        _, _, captured, length = struct.unpack_from("=IIII", data, offset)
+        seconds, micros, captured, length = struct.unpack_from("=IIII", data, offset)
         offset += 16
-        yield length, bytes(data[offset : offset + captured])
+        at_ns = seconds * 1_000_000_000 + micros * 1000
+        yield at_ns, length, bytes(data[offset : offset + captured])
         offset += captured
 
 
-def flows(path: Path) -> list[Packet]:
-    """Return every IP packet in a capture, in order."""
-    found = []
-    for length, frame in frames(path):
+def timed(path: Path) -> Iterator[tuple[int, Packet]]:
+    """Yield (UTC nanoseconds, packet) of every IP packet in a capture, in order."""
+    for at_ns, length, frame in frames(path):
         kind = int.from_bytes(frame[12:14], "big")
         if kind == _IPV4:
             packet = _ipv4(frame)
@@ -176,8 +176,12 @@ def flows(path: Path) -> list[Packet]:
             continue
         if packet.ip_len > length - 14 or not packet.ip_len:
             raise CaptureError(f"{path}: a length that is not the wire's (offloads on?): {packet}")
-        found.append(packet)
-    return found
+        yield at_ns, packet
+
+
+def flows(path: Path) -> list[Packet]:
+    """Return every IP packet in a capture, in order."""
+    return [packet for _, packet in timed(path)]
 
 
 def sum_ip(path: Path, match: Callable[[Packet], bool] = lambda _: True) -> Count:

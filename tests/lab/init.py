@@ -63,9 +63,11 @@ def serve(control: socket.socket) -> None:
             os.read(awake, 4096)
             reap(statuses)
         if control.fileno() in ready:
-            data, fds, _, _ = socket.recv_fds(control, DATAGRAM, 4, socket.MSG_CMSG_CLOEXEC)
+            data, fds, _, _ = socket.recv_fds(control, DATAGRAM, 4)
             if not data:
                 return
+            for fd in fds:
+                os.set_inheritable(fd, False)  # recv_fds passes no MSG_CMSG_CLOEXEC on (3.11)
             start(control, json.loads(data), fds, statuses)
 
 

@@ -1,1 +1,1 @@
-"""Guards that are Python of the agent, each removed in turn: the test that must notice."""
+"""Guards and promises of the code, each broken in turn: the test that must notice."""

@@ -1,13 +1,14 @@
-"""`make mutants`: every guard against hostile jobs removed in turn, and the test that must notice.
+"""`make mutants`: guards and promises broken in turn, and the test that must notice.
 
 First those of the programs and the firewall's rules, which take themselves out (`test_mutants.py`,
-`test_firewall.py`), then those of `guards.py`. For one of these the changed file is bound over its
+`test_firewall.py`), then those of `guards.py` (what holds hostile jobs off) and of `promises.py`
+(what docs/reliability.md says). For one of these the changed file is bound over its
 original in a mount namespace of its own and the ordinary test runs there: the laboratory, its agent
 and everything they start see the mutant, and nobody else does. The tree is not touched.
 
 A test that cannot run, or an agent that does not start, has not noticed anything: both count as
-failures, as does a test that passes or is skipped. Words after the command choose the attacks of
-`guards.py` whose names have one of them, and nothing else runs.
+failures, as does a test that passes or is skipped. Words after the command choose those whose
+attack, fault or test has one of them, `guards` or `promises` all of a table; nothing else runs.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.mutants.guards import GUARDS, Guard
+from tests.mutants.promises import PROMISES
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("tests/datapath/test_mutants.py", "tests/sandbox/test_firewall.py")
-SECONDS = 240
+SECONDS = 400
 """Most that one test may take."""
 AT_ONCE = 2
 # $1 is the mutant, $2 the file; the rest is the command
@@ -67,7 +69,13 @@ def failing(guard: Guard, folder: Path, number: int) -> str:
 
 def main(words: list[str]) -> int:
     """Remove each, print a line for each, return 1 if any was not noticed."""
-    chosen = [g for g in GUARDS if not words or any(word in g.attack for word in words)]
+    tables = {"guards": GUARDS, "promises": PROMISES}
+    chosen = [
+        guard
+        for name, table in tables.items()
+        for guard in table
+        if not words or name in words or any(word in guard.attack + guard.test for word in words)
+    ]
     if (
         not words
         and subprocess.run([*_PYTEST, "-n", "2", *PROGRAMS], cwd=ROOT, check=False).returncode
@@ -79,7 +87,7 @@ def main(words: list[str]) -> int:
         for guard, why in zip(chosen, answers, strict=True):
             missed += bool(why)
             print(f"{guard.file}: {guard.attack}: {why or 'noticed by ' + guard.test}", flush=True)
-    print(f"{len(chosen) - missed} of {len(chosen)} guards of the agent are held by their tests")
+    print(f"{len(chosen) - missed} of {len(chosen)} guards and promises are held by their tests")
     return int(missed > 0)
 
 

@@ -5,8 +5,9 @@ collector, wrapper and traffic in one laboratory:
 
 * `jobs`: what runs, by several users at once, over each way into a sandbox;
 * `faults`: what goes wrong, again and again, by a seed that is printed;
-* `books`: what the collector has at the end, beside captures at the far hosts, and what is left in
-  kernel and files.
+* `books`: what the collector has at the end, each record for itself, beside captures at the far
+  hosts;
+* `leaks`: what is left in kernel, files and daemons.
 
 Loss is made inside the far hosts, behind their captures on the way in and before them on the way
 out, so a lost packet was on the wire and is in the books, and its repetition too. What ends a

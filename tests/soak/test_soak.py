@@ -16,17 +16,21 @@ pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: it makes namespaces"),
 ]
-SECONDS, SEED = 75, 20261123
-FEWEST_JOBS, FEWEST_KILLS = 40, 5
+SECONDS, SEED = 120, 20261123
+FEWEST_JOBS, FEWEST_KILLS = 100, 5
 """On a machine that does much else besides."""
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(480)
 def test_the_books_equal_the_wire_whatever_fails(tmp_path: Path) -> None:
-    """Jobs of every kind against every fault: difference 0, leaks 0, nothing truncated or twice."""
+    """Every job of every kind, against every fault: its record equals the wire; nothing leaks.
+
+    None is refused but where an agent or room for its record was missing, and that is at most half
+    of those that were tried; none that was let in notices anything (`tests.soak.run`).
+    """
     outcome = soak(tmp_path, SECONDS, SEED)
     assert outcome.good(), str(outcome)
     assert outcome.jobs >= FEWEST_JOBS
     assert outcome.kills >= FEWEST_KILLS
-    assert outcome.received.bytes > 10_000_000
-    assert outcome.sent.bytes > 1_000_000
+    assert outcome.compared.received.bytes > 10_000_000
+    assert outcome.compared.sent.bytes > 1_000_000
