@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 Spoiled = TypeVar("Spoiled", bound="Message")
 
 TEXTS = (
-    "", "x" * 257, "x" * 100_000, "a\nb\x1b[2J", "\0", "\u202e", "\u0662\u0660\u0662\u0666-01",
-    "2026-99-99", "fe80::1%\x1b[2J", "fe80::1%" + "x" * 300, "10.0.0.1 ", "-1", "NaN", "../../x",
+    "", "x" * 255, "x" * 257, "x" * 100_000, "a\nb\x1b[2J", "\0", "\u202e",
+    "\u0662\u0660\u0662\u0666-01", "2026-99-99",
+    "fe80::1%\x1b[2J", "fe80::1%" + "x" * 300, "10.0.0.1 ", "-1", "NaN", "../../x",
 )  # fmt: skip
 VALUES: dict[int, tuple[Any, ...]] = {
     FieldDescriptor.CPPTYPE_STRING: TEXTS,
@@ -48,7 +49,7 @@ def spoiled(valid: Spoiled) -> Iterator[tuple[str, Spoiled]]:
             copy = type(valid)()
             copy.CopyFrom(valid)
             _set(copy, path, value)
-            yield f"{name} = {str(value)[:40]!r}", copy
+            yield f"{name} = {str(value)[:40]!r} ({len(str(value))})", copy
 
 
 def texts(message: Message) -> Iterator[str]:
