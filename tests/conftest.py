@@ -25,7 +25,9 @@ MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("any machine")
+settings.register_profile("deep", settings.get_profile("any machine"), max_examples=20_000)
+# LARK_PROFILE=deep looks for hours where CI looks for seconds
+settings.load_profile(os.environ.get("LARK_PROFILE", "any machine"))
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 

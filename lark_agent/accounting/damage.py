@@ -9,10 +9,13 @@ record is not found: the file has no checksums of its own.
 from __future__ import annotations
 
 import sqlite3
+from typing import TypeVar
 
 import msgspec
 
 from lark_agent.errors import StoreError
+
+Kind = TypeVar("Kind")
 
 ERRORS = (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError, OverflowError)
 """What reading a damaged store raises, and, of the first, what a sound one does."""
@@ -29,6 +32,13 @@ SUFFIX = ".damaged-"
 
 class Damaged(StoreError):  # noqa: N818  what the store is, as in `Refused`
     """A store is not as it was written."""
+
+
+def decoded(value: object, kind: type[Kind]) -> Kind:
+    """Return what a column holds as JSON; raises msgspec.DecodeError for a value of any type."""
+    if not isinstance(value, (bytes, str)):
+        raise msgspec.DecodeError(f"it has a {type(value).__name__} where JSON should be")
+    return msgspec.json.decode(value, type=kind)
 
 
 def is_damage(error: Exception) -> bool:

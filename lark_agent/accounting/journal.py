@@ -181,7 +181,7 @@ class Journal:
         )
         for body, plan, launch, *process in rows:
             _plan(plan, decode(body))
-            _launch(launch, Process(*process))
+            _launch(launch, _process(process))
 
     def begin(self, record: Record, launch: Launch, plan: NetworkPlan) -> None:
         """Remember a new attachment, without waiting for the disk."""
@@ -436,28 +436,34 @@ def _living(database: sqlite3.Connection) -> list[Living]:
         "SELECT body, plan, launch, pid, start_time, boot_id FROM attachments WHERE final = 0"
     ).fetchall()
     return [
-        Living(record, _launch(launch, Process(*process)), _plan(plan, record))
+        Living(record, _launch(launch, _process(process)), _plan(plan, record))
         for record, plan, launch, *process in ((decode(body), *row) for body, *row in rows)
     ]
 
 
 def decode(body: bytes) -> Record:
     """Return the record of a `body` column."""
-    return msgspec.json.decode(body, type=Record)
+    return damage.decoded(body, Record)
 
 
 def _plan(text: bytes | None, record: Record) -> NetworkPlan:
     """Return the plan of an attachment; of one that schema 1 began, what its record says."""
     if text is None:
         return NetworkPlan(record.profile, record.connectivity)
-    return msgspec.json.decode(text, type=NetworkPlan)
+    return damage.decoded(text, NetworkPlan)
+
+
+def _process(columns: Sequence[object]) -> Process:
+    """Return what the columns pid, start_time and boot_id tell; SQLite does not keep types."""
+    names = ("pid", "start_time", "boot_id")
+    return msgspec.convert(dict(zip(names, columns, strict=True)), Process)
 
 
 def _launch(text: bytes | None, process: Process) -> Launch:
     """Return the launch of an attachment; without one there is only its process."""
     if text is None:
         return Launch(members=(process,))
-    return msgspec.json.decode(text, type=Launch)
+    return damage.decoded(text, Launch)
 
 
 def _columns(sent: Count, received: Count) -> tuple[int, int, int, int]:

@@ -22,9 +22,9 @@ import structlog
 from lark_agent import trouble
 from lark_agent.accounting import allotments, damage
 from lark_agent.accounting.allotments import Allotments
-from lark_agent.accounting.journal import Journal
+from lark_agent.accounting.journal import Journal, Launch, Process
 from lark_agent.errors import StoreError
-from lark_agent.model import Record
+from lark_agent.model import NetworkPlan, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,11 +138,19 @@ def _readable(
 
 
 def _is_record(table: str, row: dict[str, Any]) -> bool:
-    """Tell whether an attachment's record can be decoded and is the row's."""
+    """Tell whether all of an attachment can be decoded, and its record is the row's.
+
+    One row with a damaged plan, let in, would cost the new journal as it did the old one.
+    """
     if table != "attachments":
         return True
     try:
-        record = msgspec.json.decode(row["body"], type=Record)
+        record = damage.decoded(row["body"], Record)
+        if row.get("plan") is not None:
+            damage.decoded(row["plan"], NetworkPlan)
+        if row.get("launch") is not None:
+            damage.decoded(row["launch"], Launch)
+        msgspec.convert({name: row[name] for name in ("pid", "start_time", "boot_id")}, Process)
     except (*damage.ERRORS, TypeError):
         return False
     named = record.attachment_id, record.sequence, record.final

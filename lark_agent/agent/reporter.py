@@ -27,7 +27,7 @@ from lark_agent import crash, trouble
 from lark_agent.accounting.marks import Mark
 from lark_agent.agent.attachment import boot_id
 from lark_agent.errors import PrerequisiteError, RemoteError, StoreError
-from lark_agent.rpc.convert import record_to_wire
+from lark_agent.rpc.convert import InvalidRecord, record_to_wire
 from lark_agent.rpc.convert_quotas import claim_to_wire, grant_from_wire
 from lark_agent.rpc.lark.v1 import report_pb2, report_pb2_grpc
 
@@ -103,7 +103,9 @@ class Reporter:
             except grpc.aio.AioRpcError as error:
                 why = f"{error.code().name}: {error.details()}"
                 self.refusals += error.code() in _REFUSALS
-            except (PrerequisiteError, RemoteError, StoreError, TimeoutError) as error:
+            except (
+                PrerequisiteError, RemoteError, StoreError, TimeoutError, InvalidRecord,
+            ) as error:  # fmt: skip
                 why = str(error) or f"no answer within {_ANSWER_SECONDS:g} s"
             trouble.met(trouble.COLLECTOR_AWAY)
             if self._leasing:
@@ -130,7 +132,7 @@ class Reporter:
         self.state = "connected"
         self._leasing = answer.welcome.leases
         store = answer.welcome.store
-        mark = Mark(store, answer.welcome.mark)
+        mark = _mark(store, answer.welcome.mark)
         again = await self._in_journal(lambda: self._journal.resume(mark))
         if again:
             log.warning(
@@ -152,7 +154,7 @@ class Reporter:
             while (answer := await _read(call)).acknowledgement.number < number:
                 pass
             crash.here("ack.received")
-            mark = Mark(store, answer.acknowledgement.mark)
+            mark = _mark(store, answer.acknowledgement.mark)
             await self._in_journal(partial(self._journal.acknowledge, records, mark))
             crash.here("ack.noted")
 
@@ -195,6 +197,15 @@ async def _write(call: _Call, message: report_pb2.WorkerMessage) -> None:
         await asyncio.wait_for(call.write(message), _ANSWER_SECONDS)
     except asyncio.InvalidStateError:  # it ended the stream since the last answer
         raise RemoteError(f"the collector ended the stream: {await call.details()}") from None
+
+
+def _mark(store: int, number: int) -> Mark:
+    if number >= 1 << 63:
+        raise RemoteError(
+            f"the collector says that it took {number} batches of this worker, and none can count "
+            "so far; is that a lark-collector?"
+        )
+    return Mark(store, number)
 
 
 def _machine() -> str:

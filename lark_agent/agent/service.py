@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from lark_agent.errors import LarkError, Refused
 from lark_agent.rpc import convert
-from lark_agent.rpc.frontdoor import FrontDoor, UnknownCallerError
+from lark_agent.rpc.frontdoor import OPTIONS, FrontDoor, UnknownCallerError
 from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
 from lark_agent.rpc.queries import QueryServicer, sight_of
 
@@ -123,7 +123,7 @@ async def serve(
 ) -> None:
     """Answer on a unix socket from now on; `stack` ends it."""
     door = await stack.enter_async_context(FrontDoor(socket))
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=OPTIONS)
     queries = QueryServicer(answers, door.caller, admin_group, observers)
     stack.callback(queries.close)
     query_pb2_grpc.add_QueryServicer_to_server(queries, server)

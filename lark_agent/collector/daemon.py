@@ -45,6 +45,7 @@ from lark_agent.collector.store import Store
 from lark_agent.collector.writer import Writer
 from lark_agent.errors import LarkError, PrerequisiteError, StoreError
 from lark_agent.linux import systemd
+from lark_agent.rpc import frontdoor
 from lark_agent.rpc.frontdoor import FrontDoor
 from lark_agent.rpc.lark.v1 import (
     collector_pb2,
@@ -69,6 +70,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 OPTIONS = (
+    *frontdoor.OPTIONS,
     # a second collector on the same port must fail, not take half of the workers
     ("grpc.so_reuseport", 0),
     # a batch of 2000 records with every class and drop reason is about 6 MiB
@@ -79,10 +81,10 @@ OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
 ENROLLMENT_OPTIONS = (
+    *frontdoor.OPTIONS,
     ("grpc.so_reuseport", 0),
     # a signing request is about 400 bytes
     ("grpc.max_receive_message_length", 64 << 10),
-    ("grpc.max_concurrent_streams", 4),
     ("grpc.max_connection_age_ms", 60_000),
 )
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from lark_agent.collector.admission import Admission
     from lark_agent.trust.authority import Authority, Issued
 
-WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")
-"""A host name."""
+WORKER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+"""A host name, which is part of a file's name at the authority (NAME_MAX is 255)."""
 PROTOCOL = 1
 _CODES: dict[type[LarkError], grpc.StatusCode] = {
     PolicyRefusal: grpc.StatusCode.PERMISSION_DENIED,
@@ -52,6 +52,7 @@ class EnrollmentServicer(report_pb2_grpc.EnrollmentServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> report_pb2.Credentials:
         """Give a worker its first certificate."""
+        await _check_protocol(context, request.protocol)
         if not WORKER.fullmatch(request.worker):
             await _refuse(context, InvalidRequest(f"'{request.worker[:64]}' is not a host name"))
         issued = await _tried(
@@ -72,6 +73,7 @@ async def renew(
 ) -> report_pb2.Credentials:
     """Give the worker that calls its next certificate."""
     member, _ = await admission.member(context)
+    await _check_protocol(context, request.protocol)
     assert authority is not None
     issued = await _tried(context, lambda: authority.renew(member, request.request))
     log.info("worker renewed its certificate", worker=member.worker)
@@ -127,6 +129,14 @@ class ListenerCredentials:
             self._stamp, self._made = stamp, time.time()
             self._ends = own.certificate.not_valid_after_utc.timestamp()
         return self._latest
+
+
+async def _check_protocol(context: grpc.aio.ServicerContext[Any, Any], spoken: int) -> None:
+    if spoken != PROTOCOL:
+        await context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"the worker speaks protocol {spoken}, this collector {PROTOCOL}; upgrade the older",
+        )
 
 
 async def _tried(

@@ -41,6 +41,8 @@ def key(caller: Caller, request: RunRequest) -> str:
 def launcher(known: str) -> Launcher | None:
     """Return the launcher that a key names; None if it names none that serves one job."""
     match known.split():
-        case [command, pid, start_time] if starts_one_job(command):
+        case [command, pid, start_time] if (
+            starts_one_job(command) and pid.isdecimal() and start_time.isdecimal()
+        ):
             return Launcher(int(pid), int(start_time), command)
     return None

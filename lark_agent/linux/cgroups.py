@@ -44,12 +44,7 @@ class Hook(IntEnum):
 
 def mount() -> Path:
     """Return where the whole hierarchy is mounted; raises PrerequisiteError if nowhere."""
-    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
-        left, _, right = line.partition(" - ")
-        root, point = left.split()[3:5]
-        place = Path(point.replace("\\040", " "))
-        if right.split()[0] != "cgroup2" or root != "/":
-            continue
+    for place in mounted(Path("/proc/self/mountinfo").read_bytes()):
         if (place / "cgroup.procs").exists():  # else another mount covers it
             return place
     raise PrerequisiteError(
@@ -58,11 +53,26 @@ def mount() -> Path:
     )
 
 
+def mounted(mountinfo: bytes) -> list[Path]:
+    """Return the mount points of whole hierarchies (proc_pid_mountinfo(5)).
+
+    Users choose names of mount points (fusermount3): only blanks, line ends and backslashes are
+    escaped in there, so nothing else may separate words or lines, and not all of it is UTF-8.
+    """
+    found = []
+    for line in mountinfo.split(b"\n"):
+        left, _, right = line.partition(b" - ")
+        words = left.split(b" ")
+        if len(words) > 4 and words[3] == b"/" and right.startswith(b"cgroup2 "):
+            found.append(Path(os.fsdecode(words[4].replace(b"\\040", b" "))))
+    return found
+
+
 def of(pid: int) -> str:
     """Return the path of a process's group; "" if it is gone or outside our part."""
     with suppress(OSError):
         text = Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8", errors="replace")
-        for line in text.splitlines():
+        for line in text.split("\n"):  # a group's name may hold what else ends lines
             if line.startswith("0::/") and not line.startswith("0::/.."):
                 return line.removeprefix("0::").removesuffix(" (deleted)")
     return ""

@@ -79,13 +79,15 @@ def _in_events(data: bytes) -> Iterator[Network]:
 
 
 def _network(message: bytes) -> Network | None:
-    """Return what a route delivers here, None for other routes."""
+    """Return what a route delivers here, None for other routes and what is none."""
+    if len(message) < _ROUTE.size:
+        return None
     _, bits, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(message)
     if table != _TABLE_LOCAL or kind not in _HERE:
         return None
     packed = dict(attributes(message[_ROUTE.size :])).get(_DESTINATION, b"")
-    if not packed:
+    if len(packed) not in {4, 16} or bits > 8 * len(packed):
         return None
-    network = ip_network((packed, bits))
+    network = ip_network((packed, bits), strict=False)
     only_link = network.version == 6 and network.is_link_local
     return None if network.is_loopback or network.is_multicast or only_link else network

@@ -91,6 +91,8 @@ class Netlink:
             offset = 0
             while offset + _HEADER.size <= len(data):
                 length, got, got_flags, sequence, _ = _HEADER.unpack_from(data, offset)
+                if length < _HEADER.size:
+                    raise KernelError(tried, f"a message of {length} bytes, which has no header")
                 message = data[offset + _HEADER.size : offset + length]
                 offset += (length + 3) & ~3
                 if sequence != self._sequence:

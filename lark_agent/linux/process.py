@@ -98,7 +98,8 @@ def command_and_user(pid: int) -> tuple[str, int] | None:
         text = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    fields = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+    # a process's name for itself may hold what else ends lines
+    fields = dict(line.split(":\t", 1) for line in text.split("\n") if ":\t" in line)
     return fields["Name"], int(fields["Uid"].split()[0])
 
 

@@ -59,7 +59,9 @@ def grant_to_wire(grant: Grant) -> report_pb2.Grant:
 
 
 def grant_from_wire(message: report_pb2.Grant) -> Grant:
-    """Copy a message into a grant."""
+    """Copy a message into a grant; raises InvalidRecord."""
+    if message.granted > MAX_INTEGER // 4:
+        raise InvalidRecord(f"grant {message.lease[:MAX_TEXT]!r}: more than 2^61 bytes")
     return Grant(message.lease, message.granted, exhausted=message.exhausted)
 
 

@@ -58,6 +58,13 @@ SO_PEERGROUPS = 59  # asm-generic/socket.h; the socket module does not name it
 LONGEST_PATH = 107  # sockaddr_un.sun_path, without the final zero
 CHUNK = 64 * 1024
 NGROUPS_MAX = 65536
+OPTIONS = (
+    # calls of a connection at a time, each about 12 KB here: no user has thousands of them
+    ("grpc.max_concurrent_streams", 16),
+    # a client that has not spoken HTTP/2 by then, or not said that it heard this, is cut off
+    ("grpc.http2.settings_timeout", 10_000),
+)
+"""For every gRPC server that strangers reach."""
 
 log = structlog.get_logger()
 

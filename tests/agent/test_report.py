@@ -142,14 +142,14 @@ def test_a_collector_that_lost_what_it_acknowledged(lab: Lab, kept: str) -> None
     jobs = send_once(lab)
     finals(lab, jobs)
     assert "lost what it had acknowledged" not in agent.stderr
-    lab.run(["sqlite3", STORE, ".backup /tmp/backup"])
+    lab.run(["sqlite3", STORE, ".backup /run/backup"])
     jobs |= send_once(lab)
     finals(lab, jobs)
     collector.signal(9)
     collector.wait()
     lab.run(["sh", "-c", f"rm {STORE}*"])
     if kept == "an hour ago":
-        lab.run(["mv", "/tmp/backup", STORE])
+        lab.run(["mv", "/run/backup", STORE])
     lab.collector()
     running.end()
     jobs[running.job.job_id] = ONCE.bytes

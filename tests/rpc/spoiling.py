@@ -3,7 +3,8 @@
 The cases come from the descriptors and not from a list, so a field that is added to a message is
 tried by the tests that use them without a word more. A message that is not set is made, and a
 repeated one gets an element, so that fields below them are reached too; of a oneof only what is
-set is followed. A repeated message is also sent twice, and three thousand times.
+set is followed. A repeated message is also sent twice, and three thousand times. Of a map of texts
+every key and every value is spoiled, beside what it has.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 Spoiled = TypeVar("Spoiled", bound="Message")
 
 TEXTS = (
-    "", "x" * 257, "x" * 100_000, "a\nb\x1b[2J", "\0", "\u202e", "\u0662\u0660\u0662\u0666-01",
-    "2026-99-99", "fe80::1%\x1b[2J", "fe80::1%" + "x" * 300, "10.0.0.1 ", "-1", "NaN", "../../x",
+    "", "x" * 255, "x" * 257, "x" * 100_000, "a\nb\x1b[2J", "\0", "\u202e",
+    "\u0662\u0660\u0662\u0666-01", "2026-99-99",
+    "fe80::1%\x1b[2J", "fe80::1%" + "x" * 300, "10.0.0.1 ", "-1", "NaN", "../../x",
 )  # fmt: skip
 VALUES: dict[int, tuple[Any, ...]] = {
     FieldDescriptor.CPPTYPE_STRING: TEXTS,
@@ -48,7 +50,7 @@ def spoiled(valid: Spoiled) -> Iterator[tuple[str, Spoiled]]:
             copy = type(valid)()
             copy.CopyFrom(valid)
             _set(copy, path, value)
-            yield f"{name} = {str(value)[:40]!r}", copy
+            yield f"{name} = {str(value)[:40]!r} ({len(str(value))})", copy
 
 
 def texts(message: Message) -> Iterator[str]:
@@ -62,6 +64,8 @@ def texts(message: Message) -> Iterator[str]:
 
 
 def _values(field: FieldDescriptor) -> tuple[Any, ...]:
+    if _is_map(field):
+        return (*({text: "1"} for text in TEXTS), {str(n): "1" for n in range(3000)})
     if field.message_type:
         return MANY
     return BYTES if field.type == FieldDescriptor.TYPE_BYTES else VALUES[field.cpp_type]
@@ -72,7 +76,7 @@ def _paths(valid: Message, above: Path = ()) -> Iterator[Path]:
         if field.containing_oneof and not valid.HasField(field.name):
             continue
         path = (*above, field)
-        if not field.message_type:
+        if not field.message_type or _is_map(field):
             yield path
             continue
         if _repeated(field):
@@ -93,7 +97,9 @@ def _set(message: Any, path: Path, value: Any) -> None:
         child = getattr(message, field.name)
         message = (child[0] if child else child.add()) if _repeated(field) else child
     last = path[-1]
-    if last.message_type:
+    if _is_map(last):
+        getattr(message, last.name).update(value)
+    elif last.message_type:
         child = getattr(message, last.name)
         one = child[0] if child else child.add()
         child.extend([one] * (value - len(child)))
@@ -101,6 +107,11 @@ def _set(message: Any, path: Path, value: Any) -> None:
         getattr(message, last.name).append(value)
     else:
         setattr(message, last.name, value)
+
+
+def _is_map(field: FieldDescriptor) -> bool:
+    below = field.message_type
+    return below is not None and bool(below.GetOptions().map_entry)
 
 
 def _repeated(field: FieldDescriptor) -> bool:

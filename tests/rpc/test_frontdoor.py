@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lark_agent.errors import ConfigurationError, PrerequisiteError
 from lark_agent.linux import descriptors
-from lark_agent.rpc.frontdoor import Caller, FrontDoor, UnknownCallerError
+from lark_agent.rpc.frontdoor import OPTIONS, Caller, FrontDoor, UnknownCallerError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -36,16 +36,25 @@ class Witness(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # ships no
     def __init__(self, door: FrontDoor) -> None:
         self.door = door
         self.callers: list[Caller] = []
+        self.watched = 0
 
     async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:  # noqa: N802  rpc name
         self.callers.append(self.door.caller(context))
         return health_pb2.HealthCheckResponse(status=1)
 
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802  rpc name
+        self.watched += 1
+        try:
+            await asyncio.sleep(300)
+            yield health_pb2.HealthCheckResponse(status=1)
+        finally:
+            self.watched -= 1
+
 
 @asynccontextmanager
 async def door(path: Path, **limits: int) -> AsyncIterator[Witness]:
     async with FrontDoor(path, **limits) as front:
-        witness, server = Witness(front), grpc.aio.server()
+        witness, server = Witness(front), grpc.aio.server(options=OPTIONS)
         health_pb2_grpc.add_HealthServicer_to_server(witness, server)
         server.add_insecure_port(front.address)
         await server.start()

@@ -160,10 +160,13 @@ def routes6(text: str) -> Iterator[Route]:
 
 
 def mounts(text: str) -> Iterator[Mount]:
-    """Read mountinfo (proc(5)): fields, a dash, the file system's type; both option lists count."""
-    for line in text.splitlines():
+    """Read mountinfo (proc(5)): fields, a dash, the file system's type; both option lists count.
+
+    Users name mount points: nothing but blanks and line ends separates.
+    """
+    for line in text.split("\n"):
         left, _, right = line.partition(" - ")
-        fields, kind = left.split(), right.split()
+        fields, kind = left.split(" "), right.split(" ")
         if len(fields) >= 6 and len(kind) >= 1:
             point = fields[4].replace("\\040", " ")
             yield Mount(point, kind[0], frozenset(fields[5].split(",")))
