@@ -41,7 +41,8 @@ def mutant(guard: Guard) -> str:
     if text.count(guard.text) != 1:
         raise ValueError(f"{guard.file} has {text.count(guard.text)} times {guard.text!r}")
     changed = text.replace(guard.text, guard.instead)
-    compile(changed, guard.file, "exec")
+    if guard.file.endswith(".py"):  # tests of the C programs compile what they try
+        compile(changed, guard.file, "exec")
     return changed
 
 

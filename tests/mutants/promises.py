@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tests.mutants.guards import Guard
 
+_NATIVE = "hooks/native"
 _PINS, _SALVAGE = "datapath/pins.py", "accounting/test_salvage.py"
 _CARRY, _RESTART = "datapath/test_carry_over.py", "agent/test_restart.py"
 KILLS = (
@@ -149,4 +150,38 @@ CROWDS = (
           "soak/test_soak.py::test_the_books_equal_the_wire_whatever_fails"),
 )  # fmt: skip
 
-PROMISES = (*KILLS, *DISKS, *COLLECTORS, *STRANGERS, *CROWDS)
+WORDS = (
+    Guard("a row of the journal has another plan", "accounting/salvage.py",
+          'damage.decoded(row["plan"], NetworkPlan)', "pass",
+          "accounting/test_damaged_rows.py::test_a_damaged_row_stops_no_agent"),
+    Guard("malformed HTTP/2 or gRPC at any door", "rpc/frontdoor.py",
+          "sink.write_eof()", "pass",
+          "agent/test_malformed.py::test_malformed_frames_disturb_nobody[agent]"),
+    Guard("requests of `lark-run`, ads", "hooks/request.py",
+          "if len(kinds) != len(descriptors):", "if False:",
+          "hooks/test_damaged_requests.py::test_a_damaged_request_is_planned_or_refused"),
+    Guard("users choose names of processes", "linux/process.py",
+          'text.split("\\n") if', "text.splitlines() if",
+          "linux/test_damaged_replies.py::test_a_process_of_any_name_is_whose_it_is"),
+    Guard("a collector says what none says", "agent/reporter.py",
+          "if number >= 1 << 63:", "if False:",
+          "agent/test_strange_collectors.py"
+          "::test_a_strange_answer_ends_a_stream_and_nothing_else"),
+    Guard("a client opens calls without end", "rpc/frontdoor.py",
+          '("grpc.max_concurrent_streams", 16),', "",
+          "rpc/test_limits.py::test_a_connection_has_so_many_calls_at_a_time"),
+    Guard("any field of a question", "rpc/convert.py", "> LAST_TIME_NS:", "> 1 << 70:",
+          "rpc/test_spoiled_queries.py"
+          "::test_a_spoiled_question_is_refused_and_the_next_answered"),
+    Guard("whatever the agent, a user, the startd", f"{_NATIVE}/answer.h",
+          "message->msg_flags & MSG_TRUNC", "false",
+          "fuzz/test_corpus.py::test_nothing_that_others_say_breaks_a_program"),
+    Guard("an agent closes at any step", f"{_NATIVE}/answer.h", "size != 12 ||", "",
+          "fuzz/test_corpus.py::test_nothing_that_others_say_breaks_a_program"),
+    Guard("an agent never answers", f"{_NATIVE}/answer.h",
+          "left > 0 ? (int)left * 1000 : 0", "-1",
+          "hooks/test_hostile_agents.py"
+          "::test_an_agent_that_never_answers_is_waited_for_a_bounded_time"),
+)  # fmt: skip
+
+PROMISES = (*KILLS, *DISKS, *COLLECTORS, *STRANGERS, *CROWDS, *WORDS)
