@@ -209,9 +209,10 @@ INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p, enum direction di
 	if (direction == SENT) {
 		__u64 sum = 0;
 
-		/* the mask says to the verifier what the checks above said to us */
+		/* the mask says to the verifier what the checks above said to us; it knows of no size but
+		 * one with something added that it is not 0 (before Linux 6.8, once it is on the stack) */
 		options = (h.repeated - sizeof(u.ip)) & 63;
-		if (options && bpf_skb_load_bytes(skb, LINK_HEADER + 20, &u.word[5], options))
+		if (options && bpf_skb_load_bytes(skb, LINK_HEADER, &u, sizeof(u.ip) + options))
 			return MALFORMED;
 #pragma clang loop unroll(full)
 		for (int i = 0; i < 15; i++)
