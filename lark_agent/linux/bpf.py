@@ -92,7 +92,8 @@ class BpfError(KernelError):
 
     def __init__(self, tried: str, number: int) -> None:
         remedy = {
-            errno.EPERM: "run as root; if you are, see /sys/kernel/security/lockdown",
+            errno.EPERM: "run as root; if you are, see /sys/kernel/security/lockdown, and before "
+            "Linux 5.11 `ulimit -l` (maps count as locked memory)",
             errno.ENOSYS: "this kernel is built without CONFIG_BPF_SYSCALL",
             errno.ENOMEM: "fewer slots (pool.slots) need less memory",
         }.get(number, "")

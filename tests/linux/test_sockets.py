@@ -6,7 +6,6 @@ import socket
 import subprocess
 import time
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +16,7 @@ from lark_agent.linux.netlink import Netlink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = pytest.mark.root
 
@@ -115,14 +115,16 @@ def test_a_silent_namespace_sends_nothing(
     """After `silence` also a connected socket cannot send, but the own addresses still receive."""
     subprocess.run(["ip", "link", "add", "v0", "up", "type", "veth", "peer", "v1"], check=True)
     subprocess.run(["ip", "link", "set", "v1", "up"], check=True)
-    # IPv6 uses an address only once the link is known to have a carrier, up to a second later
-    until = time.monotonic() + 10
-    while Path("/sys/class/net/v0/operstate").read_text() != "up\n" and time.monotonic() < until:
-        time.sleep(0.01)
     subprocess.run(
         ["ip", "address", "add", net, "dev", "v0", *(["nodad"] if ":" in net else [])], check=True
     )
     own = net.partition("/")[0]
+    # IPv6 uses an address only once the link is known to have a carrier, up to a second later
+    until = time.monotonic() + 10
+    route = ["ip", "route", "get", own]
+    while not subprocess.run(route, capture_output=True, check=False).stdout.startswith(b"local"):
+        assert time.monotonic() < until
+        time.sleep(0.01)
     with socket.socket(family, socket.SOCK_DGRAM) as out, connected(family, own) as (one, two):
         out.connect((other, 9))
         out.send(b"x")
