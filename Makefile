@@ -15,10 +15,10 @@ SUITE ?= trixie
 MINUTES ?= 10
 SECONDS ?= 60
 
-.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points fuzz soak bench experiments deb lint format clean
+.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points fuzz soak bench experiments kernel-matrix deb lint format clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 system: ## Install what comes from the distribution
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q '^install ok installed' || echo $$p; done); \
@@ -75,6 +75,12 @@ $(VENV)/.experiments: $(VENV)/.built
 
 experiments: build $(VENV)/.experiments ## Repeat LARK's experiments: data and figures in build/experiments
 	$(BIN)/python -m tests.experiments
+
+VM_PACKAGES := qemu-system-x86 qemu-utils e2fsprogs debootstrap debian-archive-keyring
+
+kernel-matrix: build ## Test datapath and networks on Linux 5.10, 6.1, 6.12 and the newest (LARK_DRIVER=qemu without KVM)
+	@$(MAKE) --no-print-directory system PACKAGES="$(VM_PACKAGES)"
+	$(BIN)/python -m tests.machines.matrix
 
 DEB_PACKAGES := debhelper dpkg-dev fakeroot clang libbpf-dev libc6-dev musl-tools gcc make python3-venv
 
