@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -154,7 +154,7 @@ def main(words: list[str]) -> int:
     chosen = [each for each in kernels.installed(made / "root")
               if each.suite in (asked.suite or kernels.SUITES)]  # fmt: skip
     results = [run(kernel, [made / "root.img", own], asked.tests) for kernel in chosen]
-    (OUT / "kernels.json").write_text(json.dumps([asdict(each) for each in results], indent=2))
+    (OUT / "kernels.json").write_text(json.dumps([vars(each) for each in results], indent=2))
     print(table(results))
     for each in results:
         if each.error:

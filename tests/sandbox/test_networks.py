@@ -211,9 +211,9 @@ def test_other_hosts_addresses_stay_where_they_are(site: Site) -> None:
 
 def test_the_bridge_keeps_its_own_address(site: Site) -> None:
     """The worker's address on the bridge is the same with sandboxes as before the first."""
-    before = sh("ip -br link show br0")
+    before = sh("ip -br link show br0").split()[2]
     site.driver(BRIDGE).set_up(3)
-    assert sh("ip -br link show br0") == before
+    assert sh("ip -br link show br0").split()[2] == before
 
 
 def test_the_mtu_is_the_networks(driver: Layer2Driver, site: Site) -> None:
@@ -277,7 +277,8 @@ def has_8021q() -> bool:
     def attempt() -> bool:
         with Links() as here:
             try:
-                here.add_vlan("try.1", here.index("lo"), 1)
+                sh("ip link add try type bridge")  # the loopback takes no VLAN on any kernel
+                here.add_vlan("try.1", here.index("try"), 1)
             except KernelError as error:
                 return os.strerror(errno.EOPNOTSUPP) not in str(error)
         return True
