@@ -5,8 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := clang libbpf-dev libc6-dev musl-tools gcc make python3-venv nftables libnftables1 iproute2 \
 	iputils-ping ethtool tcpdump curl bpftool python3-bpfcc linux-headers-amd64 \
-	udhcpc dnsmasq-base openvswitch-switch debootstrap debian-archive-keyring \
-	libclang-rt-14-dev libslurm-dev
+	udhcpc dnsmasq-base openvswitch-switch debootstrap debian-archive-keyring
 SLURM_PACKAGES := slurmctld slurmd slurm-client slurmdbd munge libslurm-dev libpmi2-0 mariadb-server-core mariadb-client-core
 SOURCES := $(wildcard protos/lark/v1/*.proto lark_agent/datapath/*.c lark_agent/datapath/*.h \
 	lark_agent/hooks/native/*.c lark_agent/hooks/native/*.h lark_agent/schedulers/*.py)
@@ -15,7 +14,7 @@ SUITE ?= trixie
 MINUTES ?= 10
 SECONDS ?= 60
 
-.PHONY: help system build demo test test-htcondor test-slurm mutants crash-points fuzz soak bench experiments kernel-matrix deb lint format clean
+.PHONY: help system build fuzzer demo test test-htcondor test-slurm mutants crash-points fuzz soak bench experiments kernel-matrix deb lint format clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,7 +42,11 @@ build: $(VENV)/.built ## Compile and install into .venv
 demo: build ## Show jobs in networks of their own, and compare with captures (KEEP=1 keeps it up)
 	$(BIN)/python -m tests.lab.demo $(if $(KEEP),--keep)
 
-test: build ## Run every test but those of the batch systems
+fuzzer: build
+	@$(MAKE) --no-print-directory system \
+	  PACKAGES="libslurm-dev libclang-rt-$$(clang -dumpversion | cut -d. -f1)-dev"
+
+test: fuzzer ## Run every test but those of the batch systems
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal -m 'not htcondor and not slurm'
 
 test-htcondor: build ## Run jobs of a real HTCondor, of Debian's release SUITE (trixie, or sid)
@@ -54,13 +57,13 @@ test-slurm: build ## Run jobs of a real Slurm, this machine's release
 	@[ -e lark_agent/hooks/native/bin/spank_lark.so ] || { rm -f $(VENV)/.built; $(MAKE) --no-print-directory build; }
 	$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile tests/slurm
 
-mutants: build ## Break each guard against hostile jobs and each promise, and see its test fail
+mutants: fuzzer ## Break each guard against hostile jobs and each promise, and see its test fail
 	$(BIN)/python -m tests.mutants
 
 crash-points: build ## Kill the agent at every named point (CI: at every sixth)
 	CRASH_POINTS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) tests/agent/test_crash_points.py
 
-fuzz: build ## Fuzz what the native programs read, each harness for SECONDS (ONLY="answer ad")
+fuzz: fuzzer ## Fuzz what the native programs read, each harness for SECONDS (ONLY="answer ad")
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(ONLY)
 
 soak: build ## Run jobs against kills, loss and full disks for MINUTES; books must equal the wire
@@ -76,7 +79,7 @@ $(VENV)/.experiments: $(VENV)/.built
 experiments: build $(VENV)/.experiments ## Repeat LARK's experiments: data and figures in build/experiments
 	$(BIN)/python -m tests.experiments
 
-VM_PACKAGES := qemu-system-x86 qemu-utils e2fsprogs debootstrap debian-archive-keyring
+VM_PACKAGES := qemu-system-x86 e2fsprogs debootstrap debian-archive-keyring
 
 kernel-matrix: build ## Test datapath and networks on Linux 5.10, 6.1, 6.12 and the newest (LARK_DRIVER=qemu without KVM)
 	@$(MAKE) --no-print-directory system PACKAGES="$(VM_PACKAGES)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import pwd
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,7 +19,7 @@ from lark_agent.errors import LarkError, Refused
 from lark_agent.rpc import convert
 from lark_agent.rpc.frontdoor import OPTIONS, FrontDoor, UnknownCallerError
 from lark_agent.rpc.lark.v1 import agent_pb2, agent_pb2_grpc, query_pb2, query_pb2_grpc
-from lark_agent.rpc.queries import QueryServicer, sight_of
+from lark_agent.rpc.queries import QueryServicer, end_call, require_everything, sight_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -67,20 +67,14 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
     ) -> agent_pb2.GetMachineResponse:
         """Return what a batch system's daemon tells its pool."""
         try:
-            caller = self._caller_of(context)
-            sight = await asyncio.to_thread(sight_of, caller, self._admin_group, self._observers)
-            if not sight.everything:
-                await _abort(
-                    context,
-                    grpc.StatusCode.PERMISSION_DENIED,
-                    f"only root, members of {self._admin_group} and the accounts that `observers` "
-                    "in agent.toml lists may ask this",
-                )
+            await require_everything(
+                context, self._caller_of(context), self._admin_group, self._observers, "agent.toml"
+            )
             return await self._machine()
         except UnknownCallerError as error:
-            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+            await end_call(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
         except LarkError as error:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            await end_call(context, grpc.StatusCode.UNAVAILABLE, str(error))
 
     async def ChangeJob(  # noqa: N802  rpc name
         self, request: agent_pb2.ChangeJobRequest, context: Context
@@ -90,7 +84,7 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             caller = self._caller_of(context)
             sight = await asyncio.to_thread(sight_of, caller, self._admin_group)
             if not sight.everything:
-                await _abort(
+                await end_call(
                     context,
                     grpc.StatusCode.PERMISSION_DENIED,
                     f"only root and members of {self._admin_group} change running jobs",
@@ -99,15 +93,15 @@ class AgentServicer(agent_pb2_grpc.AgentServicer):
             by = await asyncio.to_thread(_name, caller.uid)
             record = await self._changing.change(request.id, dict(request.settings), by)
         except UnknownCallerError as error:
-            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+            await end_call(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
         except LookupError as error:
-            await _abort(context, grpc.StatusCode.NOT_FOUND, str(error.args[0]))
+            await end_call(context, grpc.StatusCode.NOT_FOUND, str(error.args[0]))
         except (convert.InvalidRecord, ValueError) as error:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await end_call(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except Refused as error:
-            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            await end_call(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except LarkError as error:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            await end_call(context, grpc.StatusCode.UNAVAILABLE, str(error))
         return agent_pb2.ChangeJobResponse(record=convert.record_to_wire(record))
 
 
@@ -150,8 +144,3 @@ def _name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
-
-
-async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
-    raise AssertionError("abort always raises")

@@ -78,9 +78,9 @@ def status(socket: str | None, *, as_json: bool) -> None:
     Store, workers that report, records, what was refused, errors by name since the start, and when
     its certificates end. Exit status 6 if it does not answer, or refuses.
     """
-    from lark_agent.cli import status as state  # noqa: PLC0415  see the module's docstring
+    from lark_agent.cli import collector_status  # noqa: PLC0415  see the module's docstring
 
-    state.show(socket or _settings(None, {}).socket, as_json=as_json)
+    collector_status.show(socket or _settings(None, {}).socket, as_json=as_json)
 
 
 @collector.command("htcondor-config")

@@ -11,7 +11,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import sqlalchemy as sql
@@ -21,7 +21,7 @@ from lark_agent.collector.schema import RECORDS, store_errors
 from lark_agent.errors import StoreError
 from lark_agent.rpc.frontdoor import UnknownCallerError
 from lark_agent.rpc.lark.v1 import collector_pb2, collector_pb2_grpc
-from lark_agent.rpc.queries import sight_of
+from lark_agent.rpc.queries import end_call, require_everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -100,22 +100,12 @@ class StateServicer(collector_pb2_grpc.CollectorStateServicer):
     ) -> collector_pb2.GetCollectorStatusResponse:
         """Return the current state."""
         try:
-            caller = self._caller_of(context)
-            sight = await asyncio.to_thread(sight_of, caller, self._admin_group, self._observers)
-            if not sight.everything:
-                await _abort(
-                    context,
-                    grpc.StatusCode.PERMISSION_DENIED,
-                    f"only root, members of {self._admin_group} and the accounts that `observers` "
-                    "in collector.toml lists may ask this",
-                )
+            await require_everything(
+                context, self._caller_of(context), self._admin_group, self._observers,
+                "collector.toml",
+            )  # fmt: skip
             return self._state.answer(await asyncio.to_thread(self._state.read))
         except UnknownCallerError as error:
-            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+            await end_call(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
         except StoreError as error:
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
-
-
-async def _abort(context: Context, code: grpc.StatusCode, text: str) -> NoReturn:
-    await context.abort(code, text)
-    raise AssertionError("abort always raises")
+            await end_call(context, grpc.StatusCode.UNAVAILABLE, str(error))

@@ -209,8 +209,8 @@ INLINE int parse_ipv4(struct __sk_buff *skb, struct packet *p, enum direction di
 	if (direction == SENT) {
 		__u64 sum = 0;
 
-		/* the mask says to the verifier what the checks above said to us; it knows of no size but
-		 * one with something added that it is not 0 (before Linux 6.8, once it is on the stack) */
+		/* the mask says to the verifier what the checks above said to us, and the addition that
+		 * the size is not 0: Linux 5.10 and 6.1 forget that of what was put on the stack meanwhile */
 		options = (h.repeated - sizeof(u.ip)) & 63;
 		if (options && bpf_skb_load_bytes(skb, LINK_HEADER, &u, sizeof(u.ip) + options))
 			return MALFORMED;

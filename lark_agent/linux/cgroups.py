@@ -27,6 +27,7 @@ from pathlib import Path
 
 from lark_agent.errors import KernelError, PrerequisiteError
 from lark_agent.linux.bpf import BpfError, Command, address_of, bpf
+from lark_agent.linux.mounts import mounts
 
 _ALLOW_MULTI, _REPLACE = 2, 4  # include/uapi/linux/bpf.h
 _MOST_PROGRAMS = 64  # on one group and hook (kernel/bpf/cgroup.c: BPF_CGROUP_MAX_PROGS)
@@ -44,28 +45,17 @@ class Hook(IntEnum):
 
 def mount() -> Path:
     """Return where the whole hierarchy is mounted; raises PrerequisiteError if nowhere."""
-    for place in mounted(Path("/proc/self/mountinfo").read_bytes()):
+    # not all names are UTF-8
+    for each in mounts(os.fsdecode(Path("/proc/self/mountinfo").read_bytes())):
+        if each.kind != "cgroup2" or each.root != "/":
+            continue
+        place = Path(each.point)
         if (place / "cgroup.procs").exists():  # else another mount covers it
             return place
     raise PrerequisiteError(
         "this worker has no control groups of version 2; mount them (systemd: "
         "systemd.unified_cgroup_hierarchy=1 on the kernel's command line)"
     )
-
-
-def mounted(mountinfo: bytes) -> list[Path]:
-    """Return the mount points of whole hierarchies (proc_pid_mountinfo(5)).
-
-    Users choose names of mount points (fusermount3): only blanks, line ends and backslashes are
-    escaped in there, so nothing else may separate words or lines, and not all of it is UTF-8.
-    """
-    found = []
-    for line in mountinfo.split(b"\n"):
-        left, _, right = line.partition(b" - ")
-        words = left.split(b" ")
-        if len(words) > 4 and words[3] == b"/" and right.startswith(b"cgroup2 "):
-            found.append(Path(os.fsdecode(words[4].replace(b"\\040", b" "))))
-    return found
 
 
 def of(pid: int) -> str:

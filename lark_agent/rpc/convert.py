@@ -54,9 +54,9 @@ MAX_TEXT = 256
 MAX_DROPS = 64
 MAX_SETTINGS = 32
 MAX_INTEGER = 2**63 - 1
+"""What a signed 64-bit SQL column holds."""
 LAST_TIME_NS = MAX_INTEGER // HOUR_NS * HOUR_NS
 """In a question: the last whole hour that a database can count to, in 2262."""
-"""What a signed 64-bit SQL column holds."""
 MAX_WIRE = 2**64 - 1
 
 ATTACHMENT_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")

@@ -91,6 +91,24 @@ def sight_of(caller: Caller, admin_group: str, observers: Collection[str] = ()) 
     return Sight(everything=True) if name in observers else Sight(everything=False, owner=name)
 
 
+async def require_everything(
+    context: grpc.aio.ServicerContext[Any, Any],
+    caller: Caller,
+    admin_group: str,
+    observers: Collection[str],
+    file: str,
+) -> None:
+    """End a call of who may not see every job; `file` is where observers are listed."""
+    if (await asyncio.to_thread(sight_of, caller, admin_group, observers)).everything:
+        return
+    await end_call(
+        context,
+        grpc.StatusCode.PERMISSION_DENIED,
+        f"only root, members of {admin_group} and the accounts that `observers` in {file} lists "
+        "may ask this",
+    )
+
+
 class QueryServicer(query_pb2_grpc.QueryServicer):
     """Answers from `source` to those whom `caller_of` knows (see `FrontDoor.caller`)."""
 
@@ -150,19 +168,19 @@ class QueryServicer(query_pb2_grpc.QueryServicer):
             caller = self._caller_of(context)
             return await asyncio.get_running_loop().run_in_executor(self._threads, ask)
         except UnknownCallerError as error:
-            await _abort(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+            await end_call(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
         except convert.InvalidRecord as error:
-            await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await end_call(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except _NotFoundError as error:
-            await _abort(context, grpc.StatusCode.NOT_FOUND, str(error))
+            await end_call(context, grpc.StatusCode.NOT_FOUND, str(error))
         except _TooMuchError as error:
-            await _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+            await end_call(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except StoreError as error:
             log.error("a question was not answered", error=str(error))
-            await _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            await end_call(context, grpc.StatusCode.UNAVAILABLE, str(error))
         except Exception:
             log.exception("a question failed", question=type(request).__name__)
-            await _abort(
+            await end_call(
                 context, grpc.StatusCode.INTERNAL, "an error of ours; the service's log has it"
             )
 
@@ -229,8 +247,9 @@ class QueryServicer(query_pb2_grpc.QueryServicer):
         return query_pb2.GetQuotasResponse(standings=map(standing_to_wire, standings))
 
 
-async def _abort(
+async def end_call(
     context: grpc.aio.ServicerContext[Any, Any], code: grpc.StatusCode, text: str
 ) -> NoReturn:
+    """End a call with a status and a reason."""
     await context.abort(code, text)
     raise AssertionError("abort always raises")

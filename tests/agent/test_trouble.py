@@ -16,7 +16,7 @@ from lark_agent import trouble
 ROOT = Path(lark_agent.__file__).parent
 ROOMS = ("agent", "accounting", "sandbox", "collector")
 COUNTERS = {"errors", "build_errors", "refusals"}
-TELLING = {"_abort", "_refuse", "_end", "_unwell", "append"}
+TELLING = {"end_call", "_refuse", "_end", "_unwell", "append"}
 """Calls that hand an error to whoever asked."""
 ORDINARY = {
     "TimeoutError": "the end of a wait that was meant to end",

@@ -18,6 +18,7 @@ from hypothesis import example, given
 
 from lark_agent.errors import KernelError
 from lark_agent.linux import cgroups, conntrack, local, process
+from lark_agent.linux.mounts import mounts
 from lark_agent.linux.netlink import Netlink, attribute, attributes
 from tests.conftest import LIBC, check, mount
 from tests.mutating import damaged
@@ -108,15 +109,24 @@ def test_a_damaged_connection_is_chosen_or_passed_over(data: bytes) -> None:
 @example(MOUNTS.replace(b"alice/x", f"alice/x{LINE}y".encode()))
 @example(MOUNTS.replace(b"alice/x", b"alice/\xff"))
 def test_damaged_mounts_are_read(text: bytes) -> None:
-    """Each is a path or none."""
-    assert all(isinstance(place, Path) for place in cgroups.mounted(text))
+    """Each has a place, whose options can be asked for, and a kind."""
+    for each in mounts(os.fsdecode(text)):
+        assert Path(each.point)
+        assert each.kind
+        assert each.options
 
 
 def test_undamaged_samples_are_what_they_seem() -> None:
     """Each reader finds in them what is there."""
     assert replies(message(16, LOCAL4) + DONE) == [LOCAL4]
     assert str(local._network(LOCAL4)) == "192.0.2.1/32"
-    assert cgroups.mounted(MOUNTS) == [Path("/sys/fs/cgroup")]
+    read = [(each.root, each.point, each.kind) for each in mounts(os.fsdecode(MOUNTS))]
+    assert read == [
+        ("/", "/sys", "sysfs"),
+        ("/", "/sys/fs/cgroup", "cgroup2"),
+        ("/part", "/mnt/with space", "cgroup2"),
+        ("/", "/home/alice/x", "fuse.sshfs"),
+    ]
     wanted = {bytes([10, 0, 0, 1])}
     assert len(list(conntrack._chosen([CONNECTION], socket.AF_INET, 1, 1, wanted))) == 1
 

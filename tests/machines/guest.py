@@ -95,9 +95,11 @@ class Guest:
                 yield from (json.loads(line) for line in lines if line.strip())
             except TimeoutError as error:
                 raise GuestError(
-                    f"the machine said nothing for {_SILENCE} s; its console: {self.console}"
+                    f"the machine said nothing for {_SILENCE} s; its console: {self.console}; "
+                    "if that is empty, KVM does not work here: LARK_DRIVER=qemu does without"
                 ) from error
-        self._process.wait(60)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it is ended in any case
+            self._process.wait(60)
 
     def __enter__(self) -> Self:
         return self

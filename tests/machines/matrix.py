@@ -71,13 +71,15 @@ class Result:
 
 def system() -> Path:
     """Return the system with all kernels, and the disk of it beside: made once."""
-    said = f"{BASE}: {' '.join(PACKAGES)}; kernels {' '.join(kernels.SUITES)}; 3\n"
+    unit = (_HERE / UNIT).read_text()
+    said = f"{BASE}: {' '.join(PACKAGES)}; kernels {' '.join(kernels.SUITES)}\n{unit}"
     return debian.kept("machines", said, _build)
 
 
 def _build(place: Path) -> None:
     root = place / "root"
     root.mkdir()
+    _say(f"system of {BASE}")
     debian.bootstrap(BASE, root, PACKAGES)
     with tempfile.TemporaryDirectory(dir=place) as work:
         for suite in kernels.SUITES:
@@ -95,6 +97,7 @@ def run(kernel: Kernel, disks: list[Path], tests: str) -> Result:
     """Start a kernel's machine and take down what it tells."""
     result = Result(kernel.suite, kernel.release)
     began = time.monotonic()
+    _say(f"{kernel.release}: starting")
     try:
         with Guest(kernel, disks, OUT / kernel.suite, megabytes=2048,
                    arguments=f'systemd.unit={UNIT} lark.tests="{tests}"') as guest:  # fmt: skip
@@ -161,7 +164,7 @@ def main(words: list[str]) -> int:
             print(f"{each.release}: {each.error}")
     total = sum((each.outcomes for each in results), Counter[str]())
     print(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
-    return int(not all(each.good for each in results))
+    return int(not results or not all(each.good for each in results))
 
 
 def _say(word: str) -> None:

@@ -13,11 +13,14 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lark_agent.linux.mounts import mounts
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from lark_agent.config import AgentSettings, Network
     from lark_agent.errors import LarkError
+    from lark_agent.linux.mounts import Mount
     from lark_agent.rpc.lark.v1.agent_pb2 import GetStatusResponse
 
 # include/uapi/linux/{,ipv6_}route.h
@@ -35,15 +38,6 @@ class Route:
     """Learned from an IPv6 router advertisement."""
     by_router: bool = False
     """The network is behind a router, not on the link itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of mountinfo."""
-
-    point: str
-    kind: str
-    options: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,16 +151,3 @@ def routes6(text: str) -> Iterator[Route]:
                 network, words[9], int(words[5], 16), bool(flags & RTF_ADDRCONF),
                 bool(flags & RTF_GATEWAY),
             )  # fmt: skip
-
-
-def mounts(text: str) -> Iterator[Mount]:
-    """Read mountinfo (proc(5)): fields, a dash, the file system's type; both option lists count.
-
-    Users name mount points: nothing but blanks and line ends separates.
-    """
-    for line in text.split("\n"):
-        left, _, right = line.partition(" - ")
-        fields, kind = left.split(" "), right.split(" ")
-        if len(fields) >= 6 and len(kind) >= 1:
-            point = fields[4].replace("\\040", " ")
-            yield Mount(point, kind[0], frozenset(fields[5].split(",")))

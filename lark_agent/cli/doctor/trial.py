@@ -132,7 +132,7 @@ class TrialJob:
             said = None
         if not isinstance(said, dict):
             # what lark-run, or the interpreter, has to say on its way out
-            self._process.wait(max(1, end - time.monotonic()))
+            self.wait(max(1.0, end - time.monotonic()))
             raise self._ended()
         self._said = rest
         return said
